@@ -1,0 +1,73 @@
+"""The C++ half: launching kernels and pooling memory (sources in ``csrc/``).
+
+Built by ``setup.py``. ``import torch`` must come first: its libraries are found because they are
+already loaded.
+"""
+
+from typing import TypedDict, final, type_check_only
+
+import torch
+
+@type_check_only
+class PoolStats(TypedDict):
+    hits: int
+    misses: int
+    released_blocks: int
+    live_blocks: int
+    live_bytes: int
+    cached_blocks: int
+    cached_bytes: int
+    limit_bytes: int
+    threshold_bytes: int
+
+@type_check_only
+class ParallelInfo(TypedDict):
+    threads: int
+    openmp: bool
+    serial_after_fork: bool
+
+@final
+class Kernel:
+    """Machine code with its signature; called with its tensors, then its ints."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def __name__(self) -> str: ...
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]: ...
+    @property
+    def keepalive(self) -> object: ...
+    @property
+    def n_tensors(self) -> int: ...
+    @property
+    def n_ints(self) -> int: ...
+    @property
+    def n_phases(self) -> int: ...
+    def __new__(
+        cls,
+        name: str,
+        plan: int,
+        phases: tuple[int, ...],
+        dtypes: tuple[torch.dtype, ...],
+        n_ints: int,
+        keepalive: object,
+    ) -> Kernel: ...
+    def __call__(self, *args: torch.Tensor | int) -> None: ...
+    def plan(self, *args: torch.Tensor | int) -> list[int]: ...
+    def __copy__(self) -> Kernel: ...
+    def __deepcopy__(self, memo: object, /) -> Kernel: ...
+
+def launch(*kernels_and_args: Kernel | torch.Tensor | int) -> None: ...
+def empty_strided(
+    size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, /
+) -> torch.Tensor: ...
+def allocate(
+    specs: tuple[tuple[tuple[int, ...], tuple[int, ...], torch.dtype], ...], /
+) -> tuple[torch.Tensor, ...]: ...
+def empty_cache() -> None: ...
+def pool_stats() -> PoolStats: ...
+def set_pool_limit(bytes: int, /) -> None: ...
+def set_pool_threshold(bytes: int, /) -> None: ...
+def set_debug_fill(on: bool, /) -> None: ...
+def parallel_info() -> ParallelInfo: ...

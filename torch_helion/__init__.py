@@ -1,0 +1,74 @@
+"""Fused tile kernels for ``torch.compile``: ``torch.compile(model, backend="helion")``.
+
+Public names are resolved on first use (PEP 562), so that importing this package neither imports
+torch's compiler nor logs, probes or compiles anything. What flows in: a user's ``import
+torch_helion``. What flows out: the names in ``__all__``, each from the one module that defines it.
+Nothing inside the package imports from here.
+
+Importing the package is not needed for the backend name: torch finds ``"helion"`` through the
+``torch_dynamo_backends`` entry points of the installed distribution.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr__` does this work
+    from torch_helion import exc as exc
+    from torch_helion import settings as settings
+    from torch_helion.explain import explain as explain
+    from torch_helion.runtime.launcher import empty_cache as empty_cache
+    from torch_helion.settings import Settings as Settings
+
+__version__ = "0.1.0"
+
+# name -> (module, attribute; "" = the module itself). One row per public name.
+_PUBLIC: dict[str, tuple[str, str]] = {
+    "Settings": ("torch_helion.settings", "Settings"),
+    "empty_cache": ("torch_helion.runtime.launcher", "empty_cache"),
+    "exc": ("torch_helion.exc", ""),
+    "explain": ("torch_helion.explain", "explain"),
+    "settings": ("torch_helion.settings", ""),
+}
+
+__all__ = [
+    "Settings",
+    "__version__",
+    "empty_cache",
+    "exc",
+    "explain",
+    "settings",
+]
+
+
+def __getattr__(name: str) -> object:
+    try:
+        module, attribute = _PUBLIC[name]
+    except KeyError:
+        raise AttributeError(f"module 'torch_helion' has no attribute {name!r}") from None
+    found: object = importlib.import_module(module)
+    if attribute:
+        found = getattr(found, attribute)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(types.ModuleType):
+    """A public function may have its module's name (`explain`): the function keeps it.
+
+    The import system binds a submodule as an attribute of its package, whoever imports it first.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, types.ModuleType) and _PUBLIC.get(name, ("", ""))[1]):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

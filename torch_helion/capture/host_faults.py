@@ -1,0 +1,213 @@
+"""Guards against wrong answers of the host: each row names one fault, what keeps it out, and why.
+
+What flows in: nothing, or a post-grad graph. What flows out: patches of Inductor's options
+(:data:`OPTION_GUARDS`), changes of a graph (:data:`GRAPH_GUARDS`), refusals of whole graphs
+(:data:`INPUT_GUARDS`). Every row has a test in ``test/capture/test_host_faults.py``. A fault that
+only code of Inductor's own shows (its C++ arithmetic) needs no row: that code is not generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class OptionGuard:
+    """Options of Inductor that keep a fault out; the user's own options win."""
+
+    name: str
+    why: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GraphGuard:
+    """A change of the graph; ``apply`` returns how many places it changed."""
+
+    name: str
+    why: str
+    apply: Callable[[Graph], int]
+
+
+@dataclass(frozen=True)
+class InputGuard:
+    """A graph that goes to eager; ``refuses`` says why, or returns None."""
+
+    name: str
+    why: str
+    refuses: Callable[[Sequence[Any]], str | None]
+
+
+OPTION_GUARDS: tuple[OptionGuard, ...] = (
+    OptionGuard(
+        "patterns",
+        "attention patterns take a permuted key for a transposed one (silently wrong numbers) and"
+        " crash on a scale that is a tensor; others fold x + 0, which turns -0.0 into 0.0",
+        {"pattern_matcher": False},
+    ),
+    OptionGuard(
+        "constant_folding",
+        "folding in the joint graph gives wrong gradients where heads share a key",
+        {"joint_graph_constant_folding": False},
+    ),
+    OptionGuard(
+        "precision_casts",
+        "casts to half types that stand in the graph are dropped",
+        {"emulate_precision_casts": True},
+    ),
+    OptionGuard(
+        "layout_optimisation",
+        "strides that differ from those in the graph make copies around every operator that is not"
+        " Inductor's own",
+        {"layout_optimization": False},
+    ),
+)
+
+
+def options() -> dict[str, Any]:
+    """What all rows of :data:`OPTION_GUARDS` set."""
+    return {name: value for row in OPTION_GUARDS for name, value in row.options.items()}
+
+
+def guard_graph(graph: Graph) -> list[str]:
+    """Apply :data:`GRAPH_GUARDS`; the names of those that changed something."""
+    return [row.name for row in GRAPH_GUARDS if row.apply(graph)]
+
+
+def refusal(inputs: Sequence[Any]) -> str | None:
+    """Why a graph with these inputs must not be compiled at all; None if it may."""
+    for row in INPUT_GUARDS:
+        reason = row.refuses(inputs)
+        if reason is not None:
+            return reason
+    return None
+
+
+# ---------------------------------------------------------------------- aliases and mutation
+
+
+def _clone_overlapping_sources(graph: Graph) -> int:
+    """A tensor operand that shares memory with what the operator writes is copied first.
+
+    Before → after: slice_scatter(x, slice(x)) → slice_scatter(x, clone(slice(x)))
+    """
+    changed = 0
+    for node in list(graph.nodes):
+        if not _may_be_made_in_place(node):
+            continue
+        target = node.args[0]
+        shared = [
+            source
+            for source in node.all_input_nodes
+            if source is not target and _share_storage(source, target)
+        ]
+        for source in shared:
+            node.replace_input_with(source, _clone_before(node, source))
+        changed += len(shared)
+    return changed
+
+
+def _clone_sources_written_before(graph: Graph) -> int:
+    """What is copied out of an input is read before that input is written.
+
+    Before → after: copy_(a, new); copy_(b, a) → c = clone(a); copy_(a, new); copy_(b, c)
+    """
+    changed = 0
+    written: dict[int, Node] = {}  # storage → first node that writes it
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target is aten.copy_.default:
+            target, source = node.args[:2]
+            first = written.get(_storage(source) or 0)
+            if first is not None:
+                node.replace_input_with(source, _clone_before(first, source))
+                changed += 1
+            storage = _storage(target)
+            if storage is not None:
+                written.setdefault(storage, node)
+    return changed
+
+
+def _may_be_made_in_place(node: Node) -> bool:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if not (node.args and isinstance(node.args[0], Node)):
+        return False
+    name = node.target._opname
+    return "scatter" in name or name in _MADE_IN_PLACE
+
+
+_MADE_IN_PLACE = frozenset({
+    "index_put", "_unsafe_index_put", "_index_put_impl", "index_add", "index_copy", "index_reduce",
+    "index_fill", "copy", "copy_", "masked_scatter",
+})  # fmt: skip
+
+
+def _share_storage(a: Node, b: Any) -> bool:
+    return isinstance(b, Node) and _storage(a) is not None and _storage(a) == _storage(b)
+
+
+def _storage(node: Any) -> int | None:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    if not isinstance(value, torch.Tensor):
+        return None
+    try:
+        return int(value.untyped_storage()._cdata)
+    except NotImplementedError:  # sparse and opaque tensors
+        return None
+
+
+def _clone_before(place: Node, source: Node) -> Node:
+    graph = place.graph
+    with graph.inserting_before(place):
+        clone = graph.call_function(aten.clone.default, (source,))
+    value = source.meta["val"]
+    clone.meta["val"] = torch.empty_like(value) if _is_dense(value) else value.clone()
+    return clone
+
+
+def _is_dense(value: torch.Tensor) -> bool:
+    return not value.is_sparse
+
+
+GRAPH_GUARDS: tuple[GraphGuard, ...] = (
+    GraphGuard(
+        "overlapping_sources",
+        "a copy between overlapping views of one tensor is made in place without the clone that"
+        " the program has between them",
+        _clone_overlapping_sources,
+    ),
+    GraphGuard(
+        "sources_written_before",
+        "a copy out of an input is made after that input has been written",
+        _clone_sources_written_before,
+    ),
+)
+
+
+# ---------------------------------------------------------------------- inputs
+
+
+def _zero_tensor(inputs: Sequence[Any]) -> str | None:
+    if any(isinstance(x, torch.Tensor) and x._is_zerotensor() for x in _plain(inputs)):
+        return "an argument is a zero tensor, which has no memory"
+    return None
+
+
+def _plain(inputs: Iterable[Any]) -> Iterable[Any]:
+    return (x for x in inputs if type(x) in (torch.Tensor, torch.nn.Parameter))
+
+
+INPUT_GUARDS: tuple[InputGuard, ...] = (
+    InputGuard(
+        "zero_tensors",
+        "compiled code reads the memory that an efficient zero tensor does not have",
+        _zero_tensor,
+    ),
+)

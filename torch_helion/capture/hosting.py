@@ -1,0 +1,196 @@
+"""How a graph is compiled: hosted by Inductor, else by plain Inductor, else run eagerly.
+
+What flows in: dynamo's graph and the validated request. What flows out: a callable that computes
+what the graph says. Floor 7; called by :mod:`torch_helion.capture.backend` only.
+
+Three rungs, for the whole program and, one by one, for its forward, backward and inference graphs:
+
+1. Inductor with our pass: our kernels, the rest node by node in ATen.
+2. Inductor as it is, when something outside of a region failed.
+3. Eager, when Inductor failed too, or must not be asked.
+
+Each step down logs its reason. None is taken when ``settings.strict`` is on.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from torch_helion import _logging, exc, settings
+from torch_helion.capture import host_faults
+from torch_helion.capture import inductor_compat as inductor
+from torch_helion.capture import options as request_options
+from torch_helion.capture.graph_pass import (
+    HelionPass,
+    changed_settings,
+    draw_numbers_eagerly,
+    draws_numbers,
+)
+from torch_helion.capture.options import Request
+
+log = _logging.get_logger("capture")
+
+_HOOK = "post_grad_custom_post_pass"
+# Programs in which our nodes cannot stand: C++ is generated for the whole graph.
+_WITHOUT_OUR_NODES = ("cpp_wrapper", "fx_wrapper")
+
+
+def compile_graph(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    unknown: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The backend's body: a callable for ``gm``."""
+    request = request_options.read(mode, options, unknown)
+    with settings.patch(**changed_settings(request.settings)):
+        reason = host_faults.refusal(example_inputs)
+        if reason is not None:
+            log.info("a graph runs eagerly: %s", reason)
+            return gm.forward
+        rungs = _rungs(gm, example_inputs, request)
+        compiled = _first_that_works(rungs, "graph")
+        inductor.quiet_runtime()
+        return compiled
+
+
+def reset() -> None:
+    """What ``torch.compiler.reset()`` means for us: nothing is kept between compilations."""
+
+
+def _rungs(
+    gm: GraphModule, inputs: Sequence[Any], request: Request
+) -> list[tuple[str, Callable[[], Any]]]:
+    saved = _copy_of(gm)  # Inductor changes the graph that it is given
+    rungs: list[tuple[str, Callable[[], Any]]] = []
+    if inductor.unavailable is not None:
+        _logging.warn_once(log, "unavailable", "plain Inductor is used: %s", inductor.unavailable)
+    elif request.mode == "lite":
+        log.info("mode 'lite' has no graph passes: no kernels are sought")
+    else:
+        hosted = functools.partial(
+            inductor.compile_hosted, gm, inputs, hosting_options(request), InnerCompiler(request)
+        )
+        rungs.append(("hosted", hosted))
+    plain = functools.partial(_compile_plain, saved, inputs, request)
+    return [*rungs, ("plain Inductor", plain), ("eager", lambda: saved.forward)]
+
+
+def _compile_plain(saved: GraphModule, inputs: Sequence[Any], request: Request) -> Any:
+    return inductor.compile_plain(_copy_of(saved), inputs, request.host)
+
+
+def hosting_options(request: Request) -> dict[str, Any]:
+    """The patches of Inductor's options for a hosted graph."""
+    hooks = request.host.get(_HOOK, inductor.option(_HOOK))
+    hooks = tuple(hooks) if isinstance(hooks, list | tuple) else (hooks,) if hooks else ()
+    ours = {
+        "fallback_by_default": True,
+        "size_asserts": request.settings.strict,
+        "alignment_asserts": False,
+        "always_keep_tensor_constants": True,  # else small ones are written by C++ of Inductor's
+        **host_faults.options(),
+    }
+    patches = {**inductor.known_options(ours), **request.host}
+    patches[_HOOK] = HelionPass(request, hooks)
+    return patches
+
+
+class InnerCompiler:
+    """Compiles one forward, backward or inference graph; Inductor calls it in place of its own."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def __call__(self, gm: GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        what = "backward graph" if kwargs.get("is_backward") else "forward graph"
+        saved = _copy_of(gm)
+        rungs: list[tuple[str, Callable[[], Any]]] = []
+        wrapper = next((name for name in _WITHOUT_OUR_NODES if kwargs.get(name)), None)
+        if wrapper is not None:
+            log.info("%s: no kernels are placed in a program with %s", what, wrapper)
+        else:
+            rungs.append(("hosted", functools.partial(inductor.compile_inner, gm, inputs, **kwargs)))
+        if not draws_numbers(saved.graph):
+            # Inductor's own random numbers differ from ours, and a backward graph may draw again
+            # what the forward drew: such graphs are never given to it.
+            rungs.append(("plain Inductor", functools.partial(self._plain, saved, inputs, kwargs)))
+        rungs.append(("eager", functools.partial(_run_eagerly, saved)))
+        with settings.patch(**changed_settings(self.request.settings)):
+            return _first_that_works(rungs, what)
+
+    def _plain(self, saved: GraphModule, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        options = {
+            "fallback_by_default": False,
+            "size_asserts": True,
+            _HOOK: self.request.host.get(_HOOK),
+            **{name: value for name, value in self.request.host.items() if name != _HOOK},
+        }
+        return inductor.compile_inner_plain(_copy_of(saved), inputs, options, **kwargs)
+
+
+def _first_that_works(rungs: Sequence[tuple[str, Callable[[], Any]]], what: str) -> Any:
+    """The result of the first rung that does not fail; each failure but the last is logged."""
+    strict = settings.current().strict
+    for number, (name, attempt) in enumerate(rungs):
+        try:
+            return attempt()
+        except Exception as error:
+            if strict or number + 1 == len(rungs) or _belongs_to_dynamo(error):
+                raise
+            log.warning("%s: %s failed, %s is next: %s", what, name, rungs[number + 1][0],
+                        _reason(error))
+            log.debug("the failure", exc_info=True)
+    raise exc.CaptureError("nothing to try")
+
+
+def _belongs_to_dynamo(error: BaseException) -> bool:
+    """Whether the exception tells dynamo what to do next, and is no failure."""
+    from torch._dynamo import exc as dynamo_exc
+
+    names = ("RestartAnalysis", "SkipFrame", "TensorifyScalarRestartAnalysis", "UserError")
+    kinds = tuple(getattr(dynamo_exc, name) for name in names if hasattr(dynamo_exc, name))
+    inner = getattr(error, "inner_exception", None)
+    return isinstance(error, kinds) or isinstance(inner, kinds)
+
+
+def _reason(error: BaseException) -> str:
+    inner = getattr(error, "inner_exception", None) or error
+    lines = str(inner).strip().splitlines()
+    return f"{type(inner).__name__}: {lines[0] if lines else ''}"
+
+
+def _copy_of(gm: GraphModule) -> GraphModule:
+    """A graph of its own over the same tensors and submodules; nodes share what is in their meta."""
+    graph = copy.deepcopy(gm.graph)  # copies nodes and codegen, not values
+    copied = GraphModule(gm, graph)
+    copied.meta.update(gm.meta)
+    for name in ("_param_name_to_source", "_source_to_user_stacks"):
+        if hasattr(gm, name):
+            setattr(copied, name, getattr(gm, name))
+    for old, new in zip(gm.graph.nodes, graph.nodes, strict=True):
+        if hasattr(old, "_dynamo_source"):  # dynamo keeps it beside the meta
+            new._dynamo_source = old._dynamo_source
+    return copied
+
+
+def _run_eagerly(gm: GraphModule) -> Callable[[list[Any]], Any]:
+    """The graph, interpreted; takes its arguments in a list that it empties, as compiled ones do."""
+    draw_numbers_eagerly(gm.graph)
+    gm.recompile()
+
+    def run(args: list[Any]) -> Any:
+        values = list(args)
+        args.clear()
+        with torch.no_grad():
+            return gm.forward(*values)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run

@@ -1,0 +1,790 @@
+"""Everything that we use of Inductor's internals; no other file imports them.
+
+What flows in: calls of our graph nodes, graphs to compile. What flows out: Inductor's IR for our
+kernels, lines of its output code, its compiled graphs. Read on torch 2.11 to 2.14: where a version
+lacks a name, :data:`unavailable` says which, and graphs are compiled by plain Inductor.
+
+How a graph is hosted (:func:`hosted`): while one of our graphs is lowered, three entries of
+Inductor's are ours: which nodes go to ATen (:func:`runs_in_aten`: all but a few), how views and
+matrix products are lowered (views stay views, products become calls with preallocated outputs), and
+the set-up of pattern tables, which nothing uses when patterns are off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from torch_helion import _logging, exc
+
+log = _logging.get_logger("capture")
+aten = torch.ops.aten
+
+unavailable: str | None = None
+"""Why graphs cannot be hosted in this version of torch; None if they can."""
+
+
+def _internal(name: str) -> Any:
+    """A module or a name in one (untyped: these are not public)."""
+    module, _, attribute = name.partition(":")
+    loaded = importlib.import_module(f"torch._inductor{module}")
+    return getattr(loaded, attribute) if attribute else loaded
+
+
+try:
+    config = _internal(".config")
+    _graph = _internal(".graph")
+    _lowering = _internal(".lowering")
+    _prims = _internal(".inductor_prims")
+    ir = _internal(".ir")
+    _metrics = _internal(".metrics")
+    _wrapper = _internal(".codegen.wrapper")
+    _compile_fx = _internal(".compile_fx")
+    _joint_graph = _internal(".fx_passes.joint_graph")
+    V = _internal(".virtualized:V")
+    _GraphPassBase: Any = _internal(".custom_graph_pass:CustomGraphPass")
+    _ExternKernel: Any = ir.ExternKernel
+    _InputsKernel: Any = ir.InputsKernel
+    _WrapperLine: Any = _wrapper.WrapperLine
+    for _name in ("post_grad_custom_post_pass", "fallback_by_default", "size_asserts"):
+        if not hasattr(config, _name):
+            raise AttributeError(f"Inductor has no option {_name!r}")
+    for _owner, _name in (
+        (_graph, "should_fallback_by_default"),
+        (_joint_graph, "lazy_init"),
+        (_lowering, "fallback_handler"),
+        (ir.ExternKernel, "require_exact_strides"),
+        (ir, "ReinterpretView"),
+        (_wrapper, "AllocateLine"),
+        (_wrapper.PythonWrapperCodegen, "run_wrapper_ir_passes"),
+    ):
+        if not hasattr(_owner, _name):
+            raise AttributeError(f"{_owner.__name__} has no {_name!r}")
+except Exception as _error:  # whatever else goes wrong while a foreign version is imported
+    unavailable = f"torch {torch.__version__} lacks what our nodes need: {_error}"
+    _GraphPassBase = _ExternKernel = _InputsKernel = _WrapperLine = object
+
+_hosting = threading.RLock()
+
+
+# ---------------------------------------------------------------------- options
+
+
+@functools.cache
+def option_names() -> frozenset[str]:
+    """Every option that ``torch.compile(options=...)`` takes for Inductor."""
+    return frozenset(config.get_config_copy()) if unavailable is None else frozenset()
+
+
+def option_type(name: str) -> Any:
+    """The type of an option's values, None where this version does not say."""
+    try:
+        return config.get_type(name)
+    except (AttributeError, KeyError):
+        return None
+
+
+def mode_options(mode: str) -> Mapping[str, Any]:
+    """Inductor's options of a mode of ``torch.compile``; those it does not know change nothing."""
+    return _internal(":list_mode_options")().get(mode, {})
+
+
+def option(name: str) -> Any:
+    """The value in force."""
+    return functools.reduce(getattr, name.split("."), config)
+
+
+def known_options(patches: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``patches`` that this version of Inductor has."""
+    return {name: value for name, value in patches.items() if name in option_names()}
+
+
+# ---------------------------------------------------------------------- compiling
+
+
+def compile_plain(gm: GraphModule, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """The graph as Inductor alone compiles it."""
+    compile_fx = _internal(".compile_fx:compile_fx")
+    return compile_fx(gm, list(inputs), config_patches=dict(options) or None)
+
+
+def compile_hosted(
+    gm: GraphModule,
+    inputs: Sequence[Any],
+    options: Mapping[str, Any],
+    inner: Callable[..., Any],
+) -> Any:
+    """The graph compiled by Inductor with ``inner`` in the place of its ``compile_fx_inner``."""
+    with _without_pattern_tables():
+        return _compile_fx.compile_fx(
+            gm, list(inputs), inner_compile=inner, config_patches=dict(options)
+        )
+
+
+def compile_inner(gm: GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+    """One forward, backward or inference graph, hosted."""
+    with _without_pattern_tables(), hosted(), _constants_allowed(inputs):
+        return _compile_fx.compile_fx_inner(gm, inputs, **kwargs)
+
+
+def compile_inner_plain(
+    gm: GraphModule, inputs: Sequence[Any], options: Mapping[str, Any], **kwargs: Any
+) -> Any:
+    """One forward, backward or inference graph by Inductor alone, with these options."""
+    with config.patch(known_options(options)):
+        return _compile_fx.compile_fx_inner(gm, inputs, **kwargs)
+
+
+@contextlib.contextmanager
+def hosted() -> Iterator[None]:
+    """Our lowerings in Inductor's tables, for one graph that is lowered inside."""
+    table = _lowering.lowerings
+    ours = _our_lowerings()
+    with _hosting:
+        theirs = {op: table.get(op) for op in ours}
+        decide = _graph.should_fallback_by_default
+        try:
+            table.update(ours)
+            _graph.should_fallback_by_default = runs_in_aten
+            yield
+        finally:
+            _graph.should_fallback_by_default = decide
+            for op, lower in theirs.items():
+                if lower is None:
+                    table.pop(op, None)
+                else:
+                    table[op] = lower
+
+
+@contextlib.contextmanager
+def _without_pattern_tables() -> Iterator[None]:
+    """Where patterns are off, their tables are not set up (0.7 s, once per process)."""
+    set_up = _joint_graph.lazy_init
+
+    def set_up_if_used(*args: Any, **kwargs: Any) -> Any:
+        return set_up(*args, **kwargs) if config.pattern_matcher else None
+
+    with _hosting:
+        _joint_graph.lazy_init = set_up_if_used
+        try:
+            yield
+        finally:
+            _joint_graph.lazy_init = set_up
+
+
+@contextlib.contextmanager
+def _constants_allowed(inputs: Sequence[Any]) -> Iterator[None]:
+    """Inductor runs ATen's fake implementations on real constants, which the fake mode must allow."""
+    mode = torch._guards.detect_fake_mode(list(inputs))
+    if mode is None:
+        yield
+        return
+    allowed, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
+    try:
+        yield
+    finally:
+        mode.allow_non_fake_inputs = allowed
+
+
+def quiet_runtime() -> None:
+    """No profiler records around the calls that dynamo generates now (1.5 to 1.9 µs a call).
+
+    dynamo reads the option after the backend has returned, so it is put back when dynamo says that
+    the compilation has ended.
+    """
+    from torch._dynamo import callback
+    from torch._dynamo import config as dynamo_config
+
+    handler = getattr(callback, "callback_handler", None)
+    if handler is None or not getattr(dynamo_config, "record_runtime_overhead", False):
+        return
+    dynamo_config.record_runtime_overhead = False
+
+    def put_back(*unused: Any) -> None:
+        dynamo_config.record_runtime_overhead = True
+        # dynamo iterates over the live list: it is replaced, not changed
+        handler.end_callbacks = [c for c in handler.end_callbacks if c is not put_back]
+
+    handler.register_end_callback(put_back)
+
+
+def has_cpp_compiler() -> bool:
+    """Whether Inductor would find a C++ compiler."""
+    names = option("cpp.cxx")
+    names = names if isinstance(names, tuple | list) else (names,)
+    return any(name and shutil.which(str(name).split()[0]) for name in names)
+
+
+def generated_cpp_kernels() -> int:
+    """How many kernels Inductor has generated itself in this process."""
+    return int(getattr(_metrics, "generated_kernel_count", 0))
+
+
+# ---------------------------------------------------------------------- who runs a node
+
+_LOWERED_BY_INDUCTOR: tuple[str, ...] = (
+    # sizes and numbers, not tensors: no code is generated for them
+    "aten.sym_size.int",
+    "aten.sym_stride.int",
+    "aten.sym_numel.default",
+    "aten.sym_storage_offset.default",
+    "aten._local_scalar_dense.default",
+    "aten._assert_scalar.default",
+    # calls with preallocated outputs
+    "prims.inductor_seeds.default",
+    # their lowerings know of storages and process groups
+    "aten.set_.source_Tensor",
+    "inductor.resize_storage_bytes_.default",
+    "fsdp.copy_.default",
+)
+
+
+@functools.cache
+def _kept_by_inductor() -> frozenset[Any]:
+    found = set(_our_lowerings())
+    for name in _LOWERED_BY_INDUCTOR:
+        namespace, op, overload = name.split(".")
+        try:
+            found.add(getattr(getattr(getattr(torch.ops, namespace), op), overload))
+        except AttributeError:  # not in this version, or its library is not loaded
+            continue
+    return frozenset(found)
+
+
+def runs_in_aten(node: Node) -> bool:
+    """Whether a node is a call of ATen, not lowered further.
+
+    The rule: every operator is, except views and matrix products (lowered by us below), sizes and
+    numbers, collectives, and higher-order operators, whose graphs Inductor must see.
+    """
+    if not config.fallback_by_default:
+        return False
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return node.target is getattr(
+            torch.ops.higher_order, "triton_kernel_wrapper_functional", None
+        )
+    if node.target in _kept_by_inductor():
+        return False
+    return getattr(node.target, "namespace", "") != "_c10d_functional"
+
+
+# ---------------------------------------------------------------------- views and products
+
+_VIEWS: tuple[Any, ...] = (
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.expand.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.as_strided.default,
+    aten.diagonal.default,
+    aten.unfold.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+)
+
+
+@functools.cache
+def _our_lowerings() -> dict[Any, Callable[..., Any]]:
+    """Lowerings that replace Inductor's in hosted graphs."""
+    rows: dict[Any, Callable[..., Any]] = {op: _lower_view(op) for op in _VIEWS}
+    rows[aten.mm.default] = _product("extern_kernels.mm", aten.mm.out)
+    rows[aten.bmm.default] = _product("extern_kernels.bmm", aten.bmm.out)
+    rows[aten.addmm.default] = _product("extern_kernels.addmm", aten.addmm.out)
+    rows[aten.baddbmm.default] = _product("extern_kernels.baddbmm", aten.baddbmm.out)
+    rows[_prims.lookup_seed] = _lookup_seed
+    rows[aten.lift_fresh_copy.default] = _lift_fresh_copy
+    return rows
+
+
+def _lower_view(op: Any) -> Callable[..., Any]:
+    """A view as exactly the sizes, strides and offset that PyTorch gives it: never a copy.
+
+    Inductor's own lowering composes index functions, and copies where it cannot turn them back into
+    strides (merged dimensions of a transposed tensor, dynamic sizes).
+    """
+
+    def lower(x: Any, *args: Any, **kwargs: Any) -> Any:
+        node = V.current_node
+        source = node.args[0] if node.args else node.kwargs["self"]
+        before, after = source.meta["val"], node.meta["val"]
+        views = after if isinstance(after, list | tuple) else (after,)
+        if not all(_is_view_of(view, before) for view in views):  # a reshape that copies
+            return _lowering.fallback_handler(op, add_to_fallback_set=False)(x, *args, **kwargs)
+        base, offset = _storage_of(x, before)
+        results = [_view_of(base, offset, view, before) for view in views]
+        return results if isinstance(after, list | tuple) else results[0]
+
+    lower.__name__ = f"view_{op.name().split('::')[-1].replace('.', '_')}"
+    return lower
+
+
+def _is_view_of(view: torch.Tensor, base: torch.Tensor) -> bool:
+    if view.dtype != base.dtype:
+        return False
+    return view.untyped_storage()._cdata == base.untyped_storage()._cdata
+
+
+def _storage_of(x: Any, value: torch.Tensor) -> tuple[Any, Any]:
+    """The realised storage under ``x``, laid out as its fake tensor says, and the offset in it."""
+    x = _with_strides(x, value)
+    x = ir.ExternKernel.realize_input(x)
+    while isinstance(x, ir.TensorBox):
+        x = x.data
+    offset: Any = sympy.S.Zero
+    if isinstance(x, ir.ReinterpretView):
+        offset, x = x.layout.offset, x.data
+    if not isinstance(x, ir.StorageBox):
+        x = ir.StorageBox(x)
+    return x, offset
+
+
+def _view_of(base: Any, offset: Any, view: torch.Tensor, before: torch.Tensor) -> Any:
+    delta = expr_of(view.storage_offset()) - expr_of(before.storage_offset())
+    layout = _layout_of(view, offset + delta)
+    return ir.TensorBox(ir.ReinterpretView(data=base, layout=layout))
+
+
+def _product(name: str, out: Any) -> Callable[..., Any]:
+    """A matrix product as a call that writes the buffer which Inductor planned for it."""
+
+    def lower(*args: Any, **kwargs: Any) -> Any:
+        node = V.current_node
+        inputs = [
+            ir.ExternKernel.realize_input(_with_strides(x, _value_of(a)))
+            for x, a in zip(args, node.args, strict=True)
+        ]
+        kernel = ir.ExternKernelOut(
+            layout=_layout_of(node.meta["val"]),
+            inputs=inputs,
+            kwargs=dict(kwargs),
+            python_kernel_name=name,
+            op_overload=out,
+        )
+        return ir.TensorBox.create(kernel)
+
+    lower.__name__ = name.replace(".", "_")
+    return lower
+
+
+def _lift_fresh_copy(x: Any) -> Any:
+    """A constant's copy, or the constant itself where nothing could change or keep it."""
+    node = V.current_node
+    if all(_only_reads(user) for user in node.users):
+        return x
+    kernel = ir.ExternKernelOut(
+        layout=_layout_of(node.meta["val"]),
+        inputs=[ir.ExternKernel.realize_input(x)],
+        python_kernel_name="aten.clone.out",
+        op_overload=aten.clone.out,
+    )
+    return ir.TensorBox.create(kernel)
+
+
+def _only_reads(node: Node) -> bool:
+    """Whether a node's results are new tensors and its arguments stay as they are."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        schema = target._schema
+        return not schema.is_mutable and all(r.alias_info is None for r in schema.returns)
+    return node.op == "call_function" and hasattr(target, "_inductor_lowering_function")
+
+
+def _lookup_seed(seeds: Any, index: int) -> Any:
+    """One seed as a view of all of them."""
+    node = V.current_node
+    base, offset = _storage_of(seeds, _value_of(node.args[0]))
+    return ir.TensorBox(
+        ir.ReinterpretView(data=base, layout=_layout_of(node.meta["val"], offset + index))
+    )
+
+
+def _value_of(node: Any) -> Any:
+    return node.meta.get("val") if isinstance(node, Node) else None
+
+
+def expr_of(size: Any) -> Any:
+    """The sympy expression of an int or a symbolic int."""
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.sympify(size)
+
+
+def _layout_of(value: torch.Tensor, offset: Any = sympy.S.Zero) -> Any:
+    return ir.FixedLayout(
+        value.device,
+        value.dtype,
+        [expr_of(s) for s in value.size()],
+        [expr_of(s) for s in value.stride()],
+        offset,
+    )
+
+
+def _with_strides(x: Any, value: torch.Tensor | None) -> Any:
+    """``x`` with the strides that its fake tensor promises (a copy only if Inductor chose others)."""
+    if value is None or not isinstance(x, ir.TensorBox):
+        return x
+    return ir.ExternKernel.require_exact_strides(x, [expr_of(s) for s in value.stride()])
+
+
+# ---------------------------------------------------------------------- our kernels
+
+LOADER = "torch_helion_load"
+_LOADER_IMPORT = f"from torch_helion.compiler import load_kernel as {LOADER}"
+_RUNTIME_IMPORT = "from torch_helion import _C as torch_helion_C"
+_PHILOX_IMPORT = "from torch_helion.capture.node import random_numbers as torch_helion_random"
+
+
+def lower_kernel(call: Any, args: Sequence[Any]) -> Any:
+    """IR of one kernel call: ``call`` is a :class:`torch_helion.capture.node.KernelCall`."""
+    inputs = [
+        ir.InputsKernel.unwrap_storage_for_input(
+            ir.ExternKernel.realize_input(_with_strides(x, value))
+        )
+        for x, value in zip(args, call.input_values, strict=True)
+    ]
+    layouts = [_layout_of(value) for value in call.output_values]
+    outputs = HelionKernel(call, inputs, layouts).get_outputs()
+    boxes = [ir.TensorBox.create(buffer) for buffer in outputs]
+    return boxes if call.many else boxes[0]
+
+
+def lower_random(name: str, args: Sequence[Any]) -> Any:
+    """IR of a call of our random numbers outside of any kernel (``name``: rand, randn, randint)."""
+    node = V.current_node
+    kernel = HelionRandom(name, args, _layout_of(node.meta["val"]))
+    return ir.TensorBox.create(kernel)
+
+
+class GraphPass(_GraphPassBase):
+    """Base of our graph pass: Inductor calls it, and :meth:`uuid` is part of its cache keys."""
+
+    def __call__(self, graph: Graph) -> None:
+        raise NotImplementedError
+
+    def uuid(self) -> Any:
+        raise NotImplementedError
+
+
+class HelionKernel(_ExternKernel):
+    """A kernel of ours in Inductor's graph. Its outputs are buffers that Inductor allocates.
+
+    The node itself is the first output; further ones are plain buffers that name it as the
+    operation which defines them, so that scheduling and memory planning see all of them.
+    """
+
+    def __init__(self, call: Any, inputs: Sequence[Any], layouts: Sequence[Any]) -> None:
+        super().__init__(
+            None,
+            layouts[0],
+            list(inputs),
+            constant_args=tuple(call.sizes),
+            python_kernel_name=call.name,
+        )
+        self.call = call
+        self.name = V.graph.register_buffer(self)
+        V.graph.register_operation(self)
+        self.further = [FurtherOutput(layout, self) for layout in layouts[1:]]
+
+    def should_allocate(self) -> bool:
+        return True
+
+    def get_outputs(self) -> list[Any]:
+        return [self, *self.further]
+
+    def codegen(self, wrapper: Any) -> None:
+        with contextlib.suppress(Exception):  # a comment must not cost the kernel
+            self.codegen_comment(wrapper)
+        name = _define(wrapper, self.call.name, self.call.text)
+        references = [x.codegen_reference() for x in self.inputs]
+        references += [_output_reference(wrapper, buffer) for buffer in self.get_outputs()]
+        arguments = [references[i] for i in self.call.order]
+        arguments += [wrapper.codegen_sizevar(sympy.sympify(s)) for s in self.call.sizes]
+        wrapper.writeline(LaunchLine(wrapper, name, tuple(arguments)))
+
+
+class FurtherOutput(_InputsKernel):
+    """Another output of a kernel than its first: a realised buffer, but no operation of its own."""
+
+    def __init__(self, layout: Any, kernel: HelionKernel) -> None:
+        super().__init__(name=None, layout=layout, inputs=[])
+        self.kernel = kernel
+        self.name = V.graph.register_buffer(self)
+
+    def get_defining_op(self) -> Any:
+        return self.kernel
+
+    def should_allocate(self) -> bool:
+        return True
+
+
+class HelionRandom(_ExternKernel):
+    """Random numbers of ours where no kernel could be made of them."""
+
+    def __init__(self, function: str, args: Sequence[Any], layout: Any) -> None:
+        seed = ir.InputsKernel.unwrap_storage_for_input(
+            ir.ExternKernel.realize_input(args[0])
+        )
+        super().__init__(None, layout, [seed], constant_args=tuple(args[1:]))
+        self.function = function
+        self.name = V.graph.register_buffer(self)
+        V.graph.register_operation(self)
+
+    def should_allocate(self) -> bool:
+        return True
+
+    def codegen(self, wrapper: Any) -> None:
+        prepare(wrapper)
+        wrapper.add_import_once(_PHILOX_IMPORT)
+        bounds = "".join(
+            f", {wrapper.codegen_sizevar(sympy.sympify(b))}" for b in self.constant_args
+        )
+        seed = self.inputs[0].codegen_reference()
+        wrapper.writeline(
+            f"torch_helion_random({self.function!r}, {self.get_name()}, {seed}{bounds})"
+        )
+
+
+class LaunchLine(_WrapperLine):
+    """One launch; several in a row are merged (:func:`_merge_lines`)."""
+
+    def __init__(self, wrapper: Any, name: str, arguments: tuple[str, ...]) -> None:
+        self.wrapper = wrapper
+        self.name = name
+        self.arguments = arguments
+
+    def codegen(self, code: Any) -> None:
+        code.writeline(f"{self.name}({', '.join(self.arguments)})")
+
+
+class MergedLines(_WrapperLine):
+    """A run of allocations, launches and frees as one allocation, one launch, one deletion."""
+
+    def __init__(self, wrapper: Any, lines: Sequence[Any]) -> None:
+        self.wrapper = wrapper
+        self.lines = lines
+
+    def codegen(self, code: Any) -> None:
+        for line in _merged_text(self.wrapper, self.lines):
+            code.writeline(line)
+
+
+def _define(wrapper: Any, name: str, text: str) -> str:
+    """Put the kernel's text into the module's header, once; returns its name there."""
+    prepare(wrapper)
+    root = _root(wrapper)
+    known = root.src_to_kernel.get(text)
+    if known is not None:
+        return known
+    unique = f"{name}_{root.next_kernel_suffix()}"
+    root.src_to_kernel[text] = unique
+    raw = "'''" not in text and not text.endswith(("\\", "'"))
+    literal = f"r'''{text}'''" if raw else repr(text)
+    root.header.writeline(f"{unique} = {LOADER}({literal})")
+    return unique
+
+
+def _root(wrapper: Any) -> Any:
+    """The wrapper of the whole module, for one that may be a subgraph's."""
+    while hasattr(wrapper, "parent_wrapper"):
+        wrapper = wrapper.parent_wrapper
+    return wrapper
+
+
+def prepare(wrapper: Any) -> None:
+    """Imports, our pool and merged lines for one generated module; once per module."""
+    if getattr(wrapper, "_torch_helion", False):
+        return
+    wrapper._torch_helion = True
+    root = _root(wrapper)
+    if not getattr(root, "_torch_helion_header", False):
+        root._torch_helion_header = True
+        root.header.splice(
+            f"""
+            {_LOADER_IMPORT}
+            {_RUNTIME_IMPORT}
+            empty_strided_cpu = torch_helion_C.empty_strided
+            """,
+            strip=True,
+        )
+    passes = wrapper.run_wrapper_ir_passes
+
+    def run_and_merge(is_inference: bool) -> None:
+        passes(is_inference)
+        try:
+            wrapper.lines = _merge_lines(wrapper, wrapper.lines)
+        except Exception as error:  # unmerged lines are right as well
+            log.warning("lines of the graph's program are not merged: %s", error)
+
+    wrapper.run_wrapper_ir_passes = run_and_merge
+
+
+def _output_reference(wrapper: Any, buffer: Any) -> str:
+    """An output's name; memory of its own where Inductor found that nobody reads it."""
+    if buffer.get_name() not in V.graph.removed_buffers:
+        return buffer.codegen_reference()
+    size = wrapper.codegen_python_shape_tuple(buffer.get_size())
+    stride = wrapper.codegen_python_shape_tuple(buffer.get_stride())
+    return f"empty_strided_cpu({size}, {stride}, {buffer.get_dtype()})"
+
+
+# ---------------------------------------------------------------------- lines of the program
+
+_ALLOCATION = re.compile(r"(\w+) = empty_strided_cpu\((\(.*\)), (\(.*\)), (torch\.\w+)\)")
+_REUSE = re.compile(r"(\w+) = (\w+|reinterpret_tensor\(.*\)); ?(?:del (\w+))?;? *(?:#.*)?")
+# Bytes: below, one call fewer is worth more than a buffer that lives a little longer.
+_BIG = 1 << 20
+
+
+def _merge_lines(wrapper: Any, lines: Sequence[Any]) -> list[Any]:
+    """Runs of lines with at least two launches or allocations become one :class:`MergedLines`."""
+    merged: list[Any] = []
+    run: list[Any] = []
+
+    def close() -> None:
+        while run and _is_comment(run[-1]):  # a trailing comment belongs to what follows
+            tail.insert(0, run.pop())
+        worth = sum(isinstance(x, LaunchLine | _wrapper.AllocateLine) for x in run)
+        launches = any(isinstance(x, LaunchLine) for x in run)
+        merged.extend([MergedLines(wrapper, tuple(run))] if launches and worth > 1 else run)
+        merged.extend(tail)
+        run.clear()
+        tail.clear()
+
+    tail: list[Any] = []
+    freed_much = False
+    for line in lines:
+        if isinstance(line, _wrapper.AllocateLine) and (freed_much or not _is_plain(line)):
+            close()
+            freed_much = False
+        if _may_merge(line):
+            run.append(line)
+            freed_much |= _frees_much(line)
+        else:
+            close()
+            merged.append(line)
+            freed_much = False
+    close()
+    return merged
+
+
+def _is_comment(line: Any) -> bool:
+    """Whether a line is for readers only."""
+    if isinstance(line, str):
+        return line.lstrip().startswith("#")
+    return type(line).__name__ in ("CommentLine", "LineContext")
+
+
+def _may_merge(line: Any) -> bool:
+    if isinstance(line, _wrapper.AllocateLine):
+        return _is_plain(line)
+    kinds = ("FreeLine", "FreeIfNotReusedLine", "ReuseLine", "NullLine")
+    return isinstance(line, LaunchLine) or type(line).__name__ in kinds or _is_comment(line)
+
+
+def _is_plain(line: Any) -> bool:
+    return not getattr(line, "comm_buffer", False) and line.node.get_device().type == "cpu"
+
+
+def _frees_much(line: Any) -> bool:
+    if type(line).__name__ not in ("FreeLine", "FreeIfNotReusedLine"):
+        return False
+    if getattr(line, "is_reused", False) or not hasattr(line.node, "get_numel"):
+        return False
+    size = V.graph.sizevars.optimization_hint(line.node.get_numel(), fallback=_BIG)
+    return bool(size * line.node.get_dtype().itemsize >= _BIG)
+
+
+def _merged_text(wrapper: Any, lines: Sequence[Any]) -> list[Any]:
+    """Allocations, then aliases, then one launch, then one deletion.
+
+    Right because every name is defined once, launches keep their order, and the memory of a buffer
+    that is reused under a new name has both names until the end.
+    """
+    comments: list[Any] = []
+    allocations: list[tuple[str, str]] = []
+    aliases: list[str] = []
+    launches: list[LaunchLine] = []
+    deleted: list[str] = []
+    static = True
+    for line in lines:
+        if isinstance(line, LaunchLine):
+            launches.append(line)
+            continue
+        if _is_comment(line):
+            comments.append(getattr(line, "line", line))
+            continue
+        if isinstance(line, _wrapper.AllocateLine):
+            sizes = (*line.node.get_size(), *line.node.get_stride())
+            static = static and all(sympy.sympify(s).is_Integer for s in sizes)
+        for text in _texts_of(line):
+            if found := _ALLOCATION.fullmatch(text):
+                allocations.append((found[1], f"({found[2]}, {found[3]}, {found[4]})"))
+            elif found := _REUSE.fullmatch(text):
+                aliases.append(f"{found[1]} = {found[2]}")
+                deleted.extend([found[3]] if found[3] else [])
+            elif text.startswith("del "):
+                deleted.append(text.removeprefix("del "))
+            elif text:
+                raise exc.CaptureError(f"a line that cannot be merged: {text!r}")
+    result = [*comments, *_allocation_text(wrapper, allocations, static), *aliases]
+    result += _launch_text(launches)
+    return result + ([f"del {', '.join(deleted)}"] if deleted else [])
+
+
+def _allocation_text(wrapper: Any, buffers: list[tuple[str, str]], static: bool) -> list[str]:
+    if len(buffers) <= 1:
+        return [f"{name} = empty_strided_cpu{spec}" for name, spec in buffers]
+    names, specs = zip(*buffers, strict=True)
+    text = f"({', '.join(specs)})"
+    spec = _constant(_root(wrapper), text) if static else text
+    return [f"{', '.join(names)} = torch_helion_C.allocate({spec})"]
+
+
+def _launch_text(launches: list[LaunchLine]) -> list[str]:
+    if len(launches) == 1:
+        return [f"{launches[0].name}({', '.join(launches[0].arguments)})"]
+    words = [word for line in launches for word in (line.name, *line.arguments)]
+    return [f"torch_helion_C.launch({', '.join(words)})"] if launches else []
+
+
+def _texts_of(line: Any) -> list[str]:
+    written: list[str] = []
+    line.codegen(_Lines(written))
+    return written
+
+
+class _Lines:
+    """As much of Inductor's text buffer as a line needs that writes itself."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.writeline = lambda line: lines.append(str(line))
+
+
+def _constant(root: Any, text: str) -> str:
+    """A module-level name of a constant expression."""
+    known = root.src_to_kernel
+    key = f"constant {text}"
+    if key not in known:
+        known[key] = f"torch_helion_spec{root.next_kernel_suffix()}"
+        root.header.writeline(f"{known[key]} = {text}")
+    return known[key]

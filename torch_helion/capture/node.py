@@ -1,0 +1,85 @@
+"""Our nodes in FX graphs: callables that Inductor calls with its IR when it lowers the graph.
+
+What flows in: a kernel's text, fake tensors of its arguments, size expressions. What flows out: the
+target of an FX node. Inductor takes any callable with ``_inductor_lowering_function`` as a target;
+no operator, fake implementation or dispatcher is involved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from torch_helion import exc
+from torch_helion.capture import inductor_compat
+
+
+@dataclass(eq=False)
+class KernelCall:
+    """One call of one kernel. The node's arguments are the kernel's tensor inputs, in its order."""
+
+    name: str
+    text: str
+    """the kernel, as its loader reads it"""
+    input_values: Sequence[torch.Tensor]
+    """fake tensors of the inputs: their strides are what the kernel was made for"""
+    output_values: Sequence[torch.Tensor]
+    order: Sequence[int]
+    """the kernel's i-th tensor is number ``order[i]`` of inputs, then outputs"""
+    sizes: Sequence[Any]
+    """ints and expressions over the graph's symbols, in the order of the kernel's int arguments"""
+    many: bool = False
+    """whether the node's value is a tuple"""
+    _inductor_lowering_function: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        self.__name__ = self.__qualname__ = f"helion_{self.name}"
+
+    def __call__(self, *args: Any) -> Any:
+        return inductor_compat.lower_kernel(self, args)
+
+
+@dataclass(eq=False)
+class RandomCall:
+    """Random numbers of ours outside of any kernel: the numbers that a kernel would have drawn.
+
+    The node's arguments are the seed, then the bounds of ``randint``.
+    """
+
+    function: str
+    _inductor_lowering_function: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        self.__name__ = self.__qualname__ = f"helion_{self.function}"
+
+    def __call__(self, *args: Any) -> Any:
+        return inductor_compat.lower_random(self.function, args)
+
+
+def random_numbers(function: str, out: torch.Tensor, seed: torch.Tensor, *bounds: int) -> None:
+    """Fill ``out`` with the numbers of stream ``seed``, element i by its row-major position i."""
+    from torch_helion.ir import philox
+
+    index = torch.arange(out.numel(), dtype=torch.int64)
+    start = int(seed)
+    if function == "randint":
+        numbers = philox.randint(start, index, *(int(b) for b in bounds))
+    elif function == "rand":
+        numbers = philox.uniform(start, index)
+    elif function == "randn":
+        numbers = philox.normal(start, index)
+    else:
+        raise exc.CaptureError(f"no random numbers called {function!r}")
+    out.copy_(numbers.view(out.shape))
+
+
+def new_random_numbers(
+    function: str, size: Sequence[int], seed: torch.Tensor, *bounds: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The same in a tensor of its own."""
+    out = torch.empty(tuple(size), dtype=dtype)
+    random_numbers(function, out, seed, *bounds)
+    return out

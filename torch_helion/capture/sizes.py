@@ -1,0 +1,133 @@
+"""Sizes of the graph and sizes of a kernel.
+
+In: ints and SymInts of fake tensors. Out: *host* sizes (int or sympy over the graph's symbols), their
+hints, and a `SizeTable` that gives a kernel its own size symbols. Used by the modules of capture only.
+
+Three kinds of size occur. Host sizes are facts of one graph. While a region is traced, an axis's extent
+is a symbol of its own (so that index arithmetic never depends on a number), and a host size that is no
+extent of an axis is a constant, or one more symbol. In the kernel each symbol that is used becomes a
+size argument `n0`, `n1`, … with the host size as its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from torch_helion.ir.builder import Builder
+from torch_helion.ir.types import Size, size_symbol
+
+
+def host_size(value: Any) -> Size:
+    """An int or SymInt as int or sympy expression."""
+    if isinstance(value, torch.SymInt):
+        expr = value.node.expr
+        return int(expr) if expr.is_Integer else expr
+    if isinstance(value, sympy.Expr):
+        return int(value) if value.is_Integer else value
+    return int(value)
+
+
+def shape_of(node: fx.Node) -> tuple[Size, ...]:
+    return tuple(host_size(n) for n in node.meta["val"].shape)
+
+
+def strides_of(node: fx.Node) -> tuple[Size, ...]:
+    return tuple(host_size(n) for n in node.meta["val"].stride())
+
+
+def known_hints(values: Sequence[Any]) -> dict[sympy.Symbol, int]:
+    """The hint of every backed symbol of the graph that these fake tensors belong to."""
+    for value in values:
+        sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                env = size.node.shape_env
+                table = getattr(env, "backed_var_to_val", None) or getattr(env, "var_to_val", {})
+                return {symbol: int(hint) for symbol, hint in table.items()}
+    return {}
+
+
+def hint_of(size: Size, hints: Mapping[sympy.Symbol, int]) -> int | None:
+    """The number that a host size is likely to be; None where a symbol of it has no hint."""
+    if isinstance(size, int):
+        return size
+    number = size.xreplace({s: sympy.Integer(n) for s, n in hints.items()})
+    return int(number) if number.is_Integer else None
+
+
+class SizeTable:
+    """The size symbols of one region while it is traced, and of its kernel once it is emitted."""
+
+    def __init__(self, hints: Mapping[sympy.Symbol, int]) -> None:
+        self.graph_hints = hints
+        self._host: dict[sympy.Symbol, Size] = {}
+        self._of_host: dict[Size, sympy.Symbol] = {}
+        self._final: dict[sympy.Symbol, Size] = {}
+        self.values: dict[sympy.Symbol, Size] = {}
+        """The kernel's symbols in order of declaration, and their host sizes."""
+
+    # -- while tracing ------------------------------------------------------------------------
+
+    def extent(self, name: str, host: Size) -> sympy.Symbol:
+        """The symbol of an axis's extent."""
+        symbol = size_symbol(name)
+        self._host[symbol] = host
+        return symbol
+
+    def other(self, host: Size) -> Size:
+        """A size that belongs to no axis: a constant, or the one symbol of its expression."""
+        if isinstance(host, int):
+            return host
+        if host not in self._of_host:
+            symbol = size_symbol(f"h{len(self._of_host)}")
+            self._of_host[host] = symbol
+            self._host[symbol] = host
+        return self._of_host[host]
+
+    def to_host(self, size: Size) -> Size:
+        """The host size that an expression over trace symbols stands for."""
+        if isinstance(size, int):
+            return size
+        value = size.xreplace({s: sympy.sympify(self._host[s]) for s in self._known(size)})
+        return int(value) if value.is_Integer else value
+
+    def _known(self, size: sympy.Expr) -> list[sympy.Symbol]:
+        return [s for s in size.free_symbols if s in self._host]
+
+    # -- in the kernel ------------------------------------------------------------------------
+
+    def declare(self, builder: Builder, host: Size, name: str | None = None) -> sympy.Symbol:
+        """One more size argument."""
+        symbol = builder.size(name or f"n{sum(str(s).startswith('n') for s in self.values)}")
+        self.values[symbol] = host
+        return symbol
+
+    def bind(self, symbol: sympy.Symbol, final: Size) -> None:
+        """What a trace symbol is in the kernel."""
+        self._final[symbol] = final
+
+    @property
+    def bound(self) -> set[sympy.Symbol]:
+        """Trace symbols that the kernel has."""
+        return set(self._final)
+
+    def final(self, builder: Builder, size: Size) -> Size:
+        """An expression over trace symbols as one over the kernel's."""
+        if isinstance(size, int):
+            return size
+        for symbol in sorted(self._known(size), key=str):
+            if symbol not in self._final:
+                self._final[symbol] = self.declare(builder, self._host[symbol])
+        value = size.xreplace({s: sympy.sympify(self._final[s]) for s in size.free_symbols
+                               if s in self._final})
+        return int(value) if value.is_Integer else value
+
+    def hints(self) -> dict[sympy.Symbol, int]:
+        """The likely value of every size argument."""
+        found = {s: hint_of(host, self.graph_hints) for s, host in self.values.items()}
+        return {s: 1 if n is None else n for s, n in found.items()}

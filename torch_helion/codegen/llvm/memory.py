@@ -1,0 +1,521 @@
+"""Addresses, loads, stores and scratch arrays.
+
+In: load/store operations and the emitter. Out: lines of LLVM text. An address is the buffer's
+pointer plus one term per axis; each term is added in the scope of its axis, so everything but the
+vector axis's own step is outside of the vector loop. Along the vector axis an access is contiguous,
+constant (a scalar), or a gather/scatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from torch_helion import exc
+from torch_helion.codegen.llvm.registers import Reg, Scope
+from torch_helion.codegen.llvm.schedule import LoopAxis, PhasePlan, accumulator_dtype
+from torch_helion.codegen.llvm.text import literal, register_type, splat, storage_type
+from torch_helion.ir.graph import Op, Value
+from torch_helion.ir.types import Affine, Buffer, Gather, Size
+
+if TYPE_CHECKING:
+    from torch_helion.codegen.llvm.emit import PhaseEmitter
+
+
+@dataclass(frozen=True)
+class Address:
+    """Pointer at the scalar part, element step along the vector axis, vectors of further element
+    offsets.
+    """
+
+    pointer: str
+    step: Size
+    offsets: tuple[str, ...] = ()
+
+
+def _is_zero(size: Size) -> bool:
+    return bool(size == 0)
+
+
+def linear_terms(buffer: Buffer, index: Sequence[Affine | Gather]) -> tuple[dict[str, Size], Size]:
+    """Element offset of an access as {axis or tile-id name: coefficient} and a constant."""
+    terms: dict[str, Size] = {}
+    constant: Size = 0
+    for stride, expr in zip(buffer.strides, index, strict=True):
+        if isinstance(expr, Affine):
+            for name, coefficient in expr.terms:
+                terms[name] = terms.get(name, 0) + stride * coefficient
+            constant = constant + stride * expr.offset
+    return {n: c for n, c in terms.items() if not _is_zero(c)}, constant
+
+
+def address(
+    em: PhaseEmitter, op: Op, gathered: Sequence[Value], scope: Scope, guards: Sequence[str | None]
+) -> Address:
+    """The address of a load or store; `guards` are the lanes that count, for index checks (None:
+    all).
+    """
+    buffer = em.buffers[op.attrs["buffer"]]
+    index = op.attrs["index"]
+    terms, constant = linear_terms(buffer, index)
+    step = terms.pop(em.plan.vector, 0) if em.in_vector_scope(scope) and em.plan.vector else 0
+    pointer = _scalar_pointer(em, buffer, terms, constant)
+    offsets: tuple[str, ...] = ()
+    for dim, expr in enumerate(index):
+        if isinstance(expr, Gather):
+            reg = em.get(gathered[expr.operand])
+            if op.attrs["checked"]:
+                reg = _checked(em, reg, buffer.shape[dim], guards)
+            stride = em.sizes(buffer.strides[dim])
+            if reg.vector:
+                scaled = _scale(em, em.widen(reg, scope), stride)
+                offsets = _add_offsets(em, offsets, scaled)
+            else:
+                distance = em.let(f"mul i64 {reg.names[0]}, {stride}", "row")
+                pointer = em.let(
+                    f"getelementptr {storage_type(buffer.dtype)}, ptr {pointer}, i64 {distance}",
+                    "p",
+                )
+    return Address(pointer, step, offsets)
+
+
+def _scalar_pointer(
+    em: PhaseEmitter, buffer: Buffer, terms: dict[str, Size], constant: Size
+) -> str:
+    """Base pointer + scalar terms, each added in its own axis's scope (outer first)."""
+    element = storage_type(buffer.dtype)
+    pointer, key = em.pointers[buffer.name], (buffer.name,)
+    depth = {s.axis: i for i, s in enumerate(em.scopes) if s.axis is not None}
+    ordered = sorted(terms.items(), key=lambda t: (depth.get(t[0], 1), t[0]))
+    steps: list[tuple[Scope, object, Size, str | None]] = []
+    if not _is_zero(constant):
+        steps.append((em.scopes[0], ("const", constant), constant, None))
+    for name, coefficient in ordered:
+        scope = em.scopes[depth.get(name, 1)]
+        steps.append((scope, (name, coefficient, em.index[name]), coefficient, em.index[name]))
+    for scope, mark, coefficient, index in steps:
+        key = (*key, mark)  # type: ignore[assignment]
+        if key not in scope.memo:
+            factor = em.sizes(coefficient)
+            with em.at(scope):
+                distance = (
+                    factor
+                    if index is None
+                    else (
+                        index if factor == "1" else em.let(f"mul nsw i64 {index}, {factor}", "off")
+                    )
+                )
+                scope.memo[key] = em.let(
+                    f"getelementptr {element}, ptr {pointer}, i64 {distance}", "p"
+                )
+        pointer = scope.memo[key]
+    return pointer
+
+
+def _scale(em: PhaseEmitter, names: tuple[str, ...], factor: str) -> tuple[str, ...]:
+    assert em.piece is not None
+    if factor == "1":
+        return names
+    type = register_type(torch.int64, em.piece.width)
+    wide = factor if em.piece.width == 1 else em.broadcast(factor, torch.int64)
+    return tuple(em.let(f"mul {type} {n}, {wide}", "off") for n in names)
+
+
+def _add_offsets(em: PhaseEmitter, old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    assert em.piece is not None
+    if not old:
+        return new
+    type = register_type(torch.int64, em.piece.width)
+    return tuple(em.let(f"add {type} {a}, {b}", "off") for a, b in zip(old, new, strict=True))
+
+
+def _checked(em: PhaseEmitter, reg: Reg, extent: Size, guards: Sequence[str | None]) -> Reg:
+    """Indices with those out of [0, extent) replaced by 0 and reported."""
+    limit = em.sizes(extent)
+    vector = reg.vector
+    width = em.piece.width if vector and em.piece else 1
+    type, flags = register_type(torch.int64, width), register_type(torch.bool, width)
+    wide = em.broadcast(limit, torch.int64) if width > 1 else limit
+    zero = "zeroinitializer" if width > 1 else "0"
+    safe = []
+    if not vector:
+        guards = guards[:1]
+    for name, guard in zip(reg.names, guards, strict=True):
+        bad = em.let(f"icmp uge {type} {name}, {wide}", "bad")
+        counted = (
+            bad
+            if guard is None
+            else em.let(f"and {flags} {bad}, {guard if width > 1 else _any_lane(em, guard)}")
+        )
+        any_bad = (
+            em.call("i1", f"llvm.vector.reduce.or.v{width}i1", (flags, counted))
+            if width > 1
+            else counted
+        )
+        em.set_status(1, any_bad)
+        safe.append(em.let(f"select {flags} {bad}, {type} {zero}, {type} {name}", "index"))
+    return Reg(tuple(safe), reg.dtype, vector)
+
+
+def _any_lane(em: PhaseEmitter, guard: str) -> str:
+    if em.piece is None or em.piece.width == 1:
+        return guard
+    return em.call(
+        "i1", f"llvm.vector.reduce.or.v{em.piece.width}i1", (f"<{em.piece.width} x i1>", guard)
+    )
+
+
+# -- loads ----------------------------------------------------------------------------------------
+
+
+def load(em: PhaseEmitter, op: Op, scope: Scope) -> Reg:
+    """The registers of a load."""
+    buffer = em.buffers[op.attrs["buffer"]]
+    gathered, mask = _split_operands(op, op.operands)
+    vector = em.in_vector_scope(scope)
+    if not vector or em.piece is None:
+        return Reg((_scalar_load(em, op, buffer, gathered, mask, scope),), buffer.dtype)
+    if (
+        mask is None
+        and not any(em.in_vector_scope(em.scope_of(g.type.axis_names)) for g in gathered)
+        and not _has_vector_term(em, op, buffer)
+    ):
+        raise exc.CodegenError(
+            f"llvm: load of {buffer.name} stands in the vector loop without using its axis"
+        )
+    masks = em.widen(em.get(mask), scope) if mask is not None else None
+    guards = [_lane_mask(em, masks, u) for u in range(em.piece.count)]
+    where = address(em, op, gathered, scope, guards)
+    names = tuple(
+        _vector_load(em, buffer, where, u, g, op.attrs["other"]) for u, g in enumerate(guards)
+    )
+    return Reg(names, buffer.dtype, True)
+
+
+def _has_vector_term(em: PhaseEmitter, op: Op, buffer: Buffer) -> bool:
+    return em.plan.vector in linear_terms(buffer, op.attrs["index"])[0]
+
+
+def _split_operands(op: Op, operands: Sequence[Value]) -> tuple[Sequence[Value], Value | None]:
+    return (operands[:-1], operands[-1]) if op.attrs["masked"] else (operands, None)
+
+
+def _lane_mask(em: PhaseEmitter, masks: tuple[str, ...] | None, u: int) -> str | None:
+    """Lanes that exist and are asked for; None: all."""
+    assert em.piece is not None
+    if masks is None or em.piece.mask is None:
+        return em.piece.mask if masks is None else masks[u]
+    return em.let(
+        f"and {register_type(torch.bool, em.piece.width)} {masks[u]}, {em.piece.mask}", "mask"
+    )
+
+
+def _scalar_load(
+    em: PhaseEmitter,
+    op: Op,
+    buffer: Buffer,
+    gathered: Sequence[Value],
+    mask: Value | None,
+    scope: Scope,
+) -> str:
+    element = storage_type(buffer.dtype)
+    guard = em.get(mask).names[0] if mask is not None else None
+    pointer = address(em, op, gathered, scope, [guard]).pointer
+    return _guarded_load(em, buffer.dtype, element, pointer, guard, op.attrs["other"])
+
+
+def _guarded_load(
+    em: PhaseEmitter,
+    dtype: torch.dtype,
+    element: str,
+    pointer: str,
+    guard: str | None,
+    other: float | int | bool,
+) -> str:
+    if guard is not None:  # a masked-off lane may point anywhere: read a slot of ours instead
+        pointer = em.let(f"select i1 {guard}, ptr {pointer}, ptr %nowhere", "p")
+    name = em.let(f"load {element}, ptr {pointer}, align {dtype.itemsize}", "x")
+    if dtype is torch.bool:
+        name = em.let(f"icmp ne i8 {name}, 0", "x")
+    if guard is not None:
+        type = register_type(dtype)
+        name = em.let(f"select i1 {guard}, {type} {name}, {type} {literal(other, dtype)}", "x")
+    return name
+
+
+def _vector_load(
+    em: PhaseEmitter,
+    buffer: Buffer,
+    where: Address,
+    u: int,
+    mask: str | None,
+    other: float | int | bool,
+) -> str:
+    assert em.piece is not None
+    width, dtype, element = em.piece.width, buffer.dtype, storage_type(buffer.dtype)
+    if width == 1:
+        pointer = _element_pointer(em, element, where, u)
+        return _guarded_load(em, dtype, element, pointer, mask, other)
+    type = f"<{width} x {element}>"
+    stored_other = literal(other, torch.uint8 if dtype is torch.bool else dtype)
+    fallback = splat(stored_other, element)
+    if where.step == 1 and not where.offsets:
+        pointer = _element_pointer(em, element, where, u)
+        if mask is None:
+            name = em.let(f"load {type}, ptr {pointer}, align {dtype.itemsize}", "x")
+        else:
+            name = em.call(
+                type,
+                f"llvm.masked.load.v{width}{_suffix(element)}.p0",
+                ("ptr", pointer),
+                ("i32", str(dtype.itemsize)),
+                (f"<{width} x i1>", mask),
+                (type, fallback),
+                hint="x",
+            )
+    else:
+        pointers = _lane_pointers(em, element, where, u)
+        name = em.call(
+            type,
+            f"llvm.masked.gather.v{width}{_suffix(element)}.v{width}p0",
+            (f"<{width} x ptr>", pointers),
+            ("i32", str(dtype.itemsize)),
+            (f"<{width} x i1>", mask or "splat (i1 true)"),
+            (type, fallback),
+            hint="x",
+        )
+    if dtype is torch.bool:
+        name = em.let(f"icmp ne {type} {name}, zeroinitializer", "x")
+    return name
+
+
+def _suffix(element: str) -> str:
+    return {"float": "f32", "double": "f64"}.get(element, element)
+
+
+def _element_pointer(em: PhaseEmitter, element: str, where: Address, u: int) -> str:
+    """Pointer to the first element of vector `u` (width 1: to the element)."""
+    assert em.piece is not None and em.plan.vector is not None
+    pointer = where.pointer
+    if not _is_zero(where.step):
+        factor = em.sizes(where.step)
+        index = em.index[em.plan.vector]
+        distance = index if factor == "1" else em.let(f"mul nsw i64 {index}, {factor}", "off")
+        pointer = em.let(f"getelementptr {element}, ptr {pointer}, i64 {distance}", "p")
+    if where.offsets:
+        pointer = em.let(f"getelementptr {element}, ptr {pointer}, i64 {where.offsets[u]}", "p")
+    elif u:
+        pointer = em.let(f"getelementptr {element}, ptr {pointer}, i64 {u * em.piece.width}", "p")
+    return pointer
+
+
+def _lane_pointers(em: PhaseEmitter, element: str, where: Address, u: int) -> str:
+    assert em.piece is not None and em.plan.vector is not None
+    width = em.piece.width
+    offsets = where.offsets[u] if where.offsets else None
+    if not _is_zero(where.step):
+        index = lane_index(em, u)
+        scaled = _scale(em, (index,), em.sizes(where.step))[0]
+        offsets = (
+            scaled if offsets is None else em.let(f"add <{width} x i64> {offsets}, {scaled}", "off")
+        )
+    if offsets is None:
+        offsets = "zeroinitializer"
+    return em.let(f"getelementptr {element}, ptr {where.pointer}, <{width} x i64> {offsets}", "ps")
+
+
+def lane_index(em: PhaseEmitter, u: int) -> str:
+    """Positions of vector `u`'s lanes along the vector axis, as i64."""
+    assert em.piece is not None and em.plan.vector is not None
+    base = em.index[em.plan.vector]
+    if em.piece.width == 1:
+        return base if u == 0 else em.let(f"add nsw i64 {base}, {u}", "i")
+    wide = em.broadcast(base, torch.int64)
+    numbers = ", ".join(f"i64 {i + u * em.piece.width}" for i in range(em.piece.width))
+    return em.let(f"add nsw <{em.piece.width} x i64> {wide}, <{numbers}>", "i")
+
+
+# -- stores ---------------------------------------------------------------------------------------
+
+
+def store(em: PhaseEmitter, op: Op, scope: Scope) -> None:
+    """Write a value. Streaming stores go past the caches (large buffers, not read soon)."""
+    buffer = em.buffers[op.attrs["buffer"]]
+    gathered, mask = _split_operands(op, op.operands[1:])
+    value = em.get(op.operands[0])
+    if not em.in_vector_scope(scope) or em.piece is None:
+        guard = em.get(mask).names[0] if mask is not None else None
+        pointer = address(em, op, gathered, scope, [guard]).pointer
+        _guarded_store(em, buffer.dtype, value.names[0], pointer, guard)
+        return
+    masks = em.widen(em.get(mask), scope) if mask is not None else None
+    guards = [_lane_mask(em, masks, u) for u in range(em.piece.count)]
+    where = address(em, op, gathered, scope, guards)
+    for u, (name, guard) in enumerate(zip(em.widen(value, scope), guards, strict=True)):
+        _vector_store(em, buffer, where, u, name, guard)
+
+
+def _guarded_store(
+    em: PhaseEmitter, dtype: torch.dtype, name: str, pointer: str, guard: str | None
+) -> None:
+    element = storage_type(dtype)
+    if dtype is torch.bool:
+        name = em.let(f"zext i1 {name} to i8")
+    if guard is not None:
+        pointer = em.let(f"select i1 {guard}, ptr {pointer}, ptr %nowhere", "p")
+    em.line(f"store {element} {name}, ptr {pointer}, align {dtype.itemsize}")
+
+
+def _vector_store(
+    em: PhaseEmitter, buffer: Buffer, where: Address, u: int, name: str, mask: str | None
+) -> None:
+    assert em.piece is not None
+    width, dtype, element = em.piece.width, buffer.dtype, storage_type(buffer.dtype)
+    if width == 1:
+        _guarded_store(em, dtype, name, _element_pointer(em, element, where, u), mask)
+        return
+    type = f"<{width} x {element}>"
+    if dtype is torch.bool:
+        name = em.let(f"zext <{width} x i1> {name} to {type}")
+    if where.step == 1 and not where.offsets:
+        pointer = _element_pointer(em, element, where, u)
+        if mask is None:
+            stream = buffer.name in em.streaming
+            tail = ", !nontemporal !0" if stream else ""
+            align = width * dtype.itemsize if stream else dtype.itemsize
+            em.line(f"store {type} {name}, ptr {pointer}, align {align}{tail}")
+        else:
+            em.call(
+                "void",
+                f"llvm.masked.store.v{width}{_suffix(element)}.p0",
+                (type, name),
+                ("ptr", pointer),
+                ("i32", str(dtype.itemsize)),
+                (f"<{width} x i1>", mask),
+            )
+        return
+    em.call(
+        "void",
+        f"llvm.masked.scatter.v{width}{_suffix(element)}.v{width}p0",
+        (type, name),
+        (f"<{width} x ptr>", _lane_pointers(em, element, where, u)),
+        ("i32", str(dtype.itemsize)),
+        (f"<{width} x i1>", mask or "splat (i1 true)"),
+    )
+
+
+# -- scratch arrays -------------------------------------------------------------------------------
+
+
+class ScratchLayout:
+    """Where each array of the phase lies in the thread's scratch memory."""
+
+    def __init__(self, em: PhaseEmitter) -> None:
+        self.em = em
+        self.pointer: dict[tuple[Value, str], str] = {}
+        self.strides: dict[Value, dict[str, str]] = {}
+        self.length: dict[Value, str] = {}
+
+    def place(self) -> str:
+        """Give every array its pointer (`%scratch` + offset); returns the total of bytes."""
+        em, total = self.em, "0"
+        for value, axes in em.plan.arrays.items():
+            self.strides[value], self.length[value] = self._shape(axes)
+            for part, dtype in array_parts(em.plan, em.plan.producer[value]):
+                pointer = em.names.fresh(f"keep_{value.hint}")
+                em.sizes.code.append(f"  {pointer} = getelementptr i8, ptr %scratch, i64 {total}")
+                self.pointer[value, part] = pointer
+                bytes = em.sizes.mul(self.length[value], str(dtype.itemsize))
+                total = em.sizes.add(total, em.sizes.round_up(bytes, 64))
+        return total
+
+    def _shape(self, axes: tuple[LoopAxis, ...]) -> tuple[dict[str, str], str]:
+        em = self.em
+        strides: dict[str, str] = {}
+        step = "1"
+        for axis in reversed(axes):
+            strides[axis.name] = step
+            extent = em.sizes(axis.extent)
+            if axis.name == em.plan.vector:
+                extent = em.sizes.round_up(extent, em.width * em.unroll)
+            step = em.sizes.mul(step, extent)
+        return strides, em.sizes.round_up(step, em.width)
+
+    def element(self, value: Value, part: str, dtype: torch.dtype, u: int) -> str:
+        """Pointer to the element (or vector `u`) of the current position."""
+        em = self.em
+        pointer = self.pointer[value, part]
+        element = storage_type(dtype)
+        for name, stride in self.strides[value].items():
+            local = em.index[name]
+            if name in em.begin and em.begin[name] != local:
+                local = em.let(f"sub nsw i64 {local}, {em.begin[name]}", "at")
+            elif name in em.begin:
+                local = "0"
+            distance = local if stride == "1" else em.let(f"mul nsw i64 {local}, {stride}", "at")
+            pointer = em.let(f"getelementptr {element}, ptr {pointer}, i64 {distance}", "p")
+        if u and em.piece is not None:
+            pointer = em.let(
+                f"getelementptr {element}, ptr {pointer}, i64 {u * em.piece.width}", "p"
+            )
+        return pointer
+
+
+def array_parts(plan: PhasePlan, op: Op) -> tuple[tuple[str, torch.dtype], ...]:
+    """The arrays behind one scratch value: (part name, dtype in scratch); the last one is read."""
+    if op.kind == "reduce" and op.result not in plan.carried:
+        value = ("value", accumulator_dtype(op, True))
+        return (value, ("index", torch.int64)) if op.attrs["fn"].startswith("arg") else (value,)
+    return (("value", op.result.type.dtype),)
+
+
+def read_part(
+    em: PhaseEmitter, value: Value, part: str, dtype: torch.dtype, scope: Scope
+) -> tuple[str, ...]:
+    """Load one array at the current position, a name per vector (a scalar outside of the vector
+    loop).
+    """
+    vector = em.in_vector_scope(scope) and em.piece is not None
+    count = em.piece.count if vector and em.piece else 1
+    width = em.piece.width if vector and em.piece else 1
+    element = storage_type(dtype)
+    type = element if width == 1 else f"<{width} x {element}>"
+    names = []
+    for u in range(count):
+        name = em.let(
+            f"load {type}, ptr {em.layout.element(value, part, dtype, u)}, align {dtype.itemsize}",
+            "k",
+        )
+        if dtype is torch.bool:
+            name = em.let(f"icmp ne {type} {name}, {'zeroinitializer' if width > 1 else '0'}")
+        names.append(name)
+    return tuple(names)
+
+
+def write_part(
+    em: PhaseEmitter,
+    value: Value,
+    part: str,
+    dtype: torch.dtype,
+    names: Sequence[str],
+    scope: Scope,
+) -> None:
+    """Store one array at the current position (whole vectors: arrays are padded)."""
+    vector = em.in_vector_scope(scope) and em.piece is not None
+    width = em.piece.width if vector and em.piece else 1
+    element = storage_type(dtype)
+    type = element if width == 1 else f"<{width} x {element}>"
+    for u, name in enumerate(names):
+        if dtype is torch.bool:
+            name = em.let(f"zext {register_type(dtype, width)} {name} to {type}")
+        em.line(
+            f"store {type} {name}, ptr {em.layout.element(value, part, dtype, u)}, "
+            f"align {dtype.itemsize}"
+        )
+
+
+def store_array(em: PhaseEmitter, value: Value, reg: Reg, scope: Scope) -> None:
+    write_part(em, value, "value", value.type.dtype, em.widen(reg, scope), scope)

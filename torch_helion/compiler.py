@@ -1,0 +1,86 @@
+"""From a tile-IR kernel to a callable: the flat list of stages.
+
+In: a `Kernel`, typical sizes, perhaps a `Config`. Out: the kernel's text (what Inductor's output
+code holds and what the artifact cache is keyed by) and, from text, a callable. Capture and the
+language both go through here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+
+from torch_helion import _logging, exc
+from torch_helion.codegen.llvm.engine import CodegenError as BuildError
+from torch_helion.codegen.llvm.target import LLVM
+from torch_helion.codegen.target import Target
+from torch_helion.config import Config
+from torch_helion.ir.graph import Kernel
+from torch_helion.ir.verifier import verify
+from torch_helion.runtime import artifact_cache, launcher
+
+log = _logging.get_logger("code")
+
+_loaded: dict[str, Any] = {}
+_lock = threading.Lock()
+
+
+def compile_kernel(
+    kernel: Kernel,
+    hints: Mapping[sympy.Symbol, int] | None = None,
+    config: Config | None = None,
+    target: Target = LLVM,
+) -> str:
+    """The text of `kernel` for `target`'s own machine. Raises exc.VerifierError or
+    exc.CodegenError.
+
+    `hints` are typical values of the kernel's size symbols: they choose a default config, never the
+    result.
+    """
+    machine = target.machine()
+    verify(kernel)
+    config = config or target.default_config(kernel, hints or {}, machine)
+    text = target.print_kernel(kernel, config, machine)
+    log.debug("%s with %s:\n%s", kernel.name, config, text)
+    return text
+
+
+def kernel_key(text: str, target: Target = LLVM) -> str:
+    """The artifact cache's key of a kernel's text on this machine."""
+    return hashlib.sha256(f"{target.machine_key(target.machine())}\n{text}".encode()).hexdigest()
+
+
+def load_kernel(text: str, target: Target = LLVM) -> Any:
+    """A callable `_C.Kernel` of a kernel's text: from this process, the cache, or LLVM."""
+    key = kernel_key(text, target)
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = _load(text, key, target)
+        return _loaded[key]
+
+
+def _load(text: str, key: str, target: Target) -> Any:
+    header = launcher.parse_header(text)
+    data = artifact_cache.get("object", key)
+    if data is not None:
+        try:
+            return _link(header, data, target)
+        except BuildError as error:
+            log.warning("%s: cached object does not load, compiling again (%s)", header.name, error)
+    try:
+        data = target.build(text, target.machine())
+        kernel = _link(header, data, target)
+    except BuildError as error:
+        raise exc.CodegenError(f"{header.name}: {error}") from error
+    artifact_cache.put("object", key, data)
+    return kernel
+
+
+def _link(header: launcher.KernelHeader, data: bytes, target: Target) -> Any:
+    loaded = target.load(data, [header.plan_symbol, *header.phase_symbols])
+    phases = [loaded[symbol] for symbol in header.phase_symbols]
+    return launcher.make_kernel(header.name, loaded[header.plan_symbol], phases, header, loaded)

@@ -1,0 +1,213 @@
+"""Pieces of tile-language source: expressions with their precedence, sizes, one form per function.
+
+In: texts of operands. Out: texts. Used by `printer.py` only, which knows the kernel.
+"""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import sympy
+import torch
+from sympy.printing.str import StrPrinter
+
+from torch_helion.ir.types import Size
+
+# How tightly an expression binds, in Python's order.
+COMPARE, OR, XOR, AND, SHIFT, ADD, MUL, UNARY, ATOM = range(9)
+
+
+@dataclass(frozen=True)
+class Expr:
+    """A piece of source. `literal`: a Python number, which has no methods."""
+
+    text: str
+    level: int = ATOM
+    literal: bool = False
+
+    def at(self, level: int) -> str:
+        """The text, in parentheses if it binds less tightly than `level`."""
+        return self.text if self.level >= level else f"({self.text})"
+
+
+class Identifiers:
+    """Unique Python names, from hints: `x`, then `x0`, `x1`. Python's own names are never taken."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = {"torch", "torch_helion", "hl", *dir(builtins), *taken}
+
+    def new(self, hint: str) -> str:
+        base = re.sub(r"\W", "_", hint) or "v"
+        base = f"v{base}" if base[0].isdigit() or keyword.iskeyword(base) else base
+        stem = f"{base}_" if base[-1].isdigit() else base
+        name, number = base, 0
+        while name in self._taken:
+            name, number = f"{stem}{number}", number + 1
+        self._taken.add(name)
+        return name
+
+
+# -- sizes and numbers --------------------------------------------------------------------------
+
+
+class _SizePrinter(StrPrinter):
+    """Size expressions as Python: integer division for floor, `cdiv` for ceiling."""
+
+    def _print_floor(self, expr: sympy.Expr) -> str:
+        above, below = sympy.fraction(sympy.together(expr.args[0]))
+        return f"({self.parenthesize(above, 50)} // {self.parenthesize(below, 60)})"
+
+    def _print_ceiling(self, expr: sympy.Expr) -> str:
+        above, below = sympy.fraction(sympy.together(expr.args[0]))
+        return f"torch_helion.cdiv({self._print(above)}, {self._print(below)})"
+
+
+def size_text(size: Size) -> str:
+    return str(size) if isinstance(size, int) else _SizePrinter().doprint(size)
+
+
+def size_expr(size: Size) -> Expr:
+    text = size_text(size)
+    if re.fullmatch(r"\w+|torch_helion\.cdiv\([^()]*\)", text):
+        return Expr(text, ATOM, literal=True)
+    return Expr(text, ADD if getattr(size, "is_Add", False) else COMPARE, literal=True)
+
+
+def number_expr(value: float | int | bool, dtype: torch.dtype) -> Expr:
+    """A constant of `dtype` as a Python number."""
+    if dtype is torch.bool:
+        return Expr(str(bool(value)), literal=True)
+    if not dtype.is_floating_point:
+        return Expr(str(int(value)), UNARY if value < 0 else ATOM, literal=True)
+    value = float(value)
+    if not math.isfinite(value):
+        return Expr(f'float("{value}")', literal=True)
+    text = str(int(value)) + ".0" if value == int(value) and abs(value) < 1e6 else repr(value)
+    text = "-0.0" if value == 0 and math.copysign(1, value) < 0 else text
+    return Expr(text, UNARY if text.startswith("-") else ATOM, literal=True)
+
+
+def sum_expr(terms: Sequence[tuple[Expr, Size]], offset: Size) -> Expr:
+    """offset + sum(coefficient * term), what is subtracted last."""
+    signed = [(c == -1, _product(term, c)) for term, c in terms]
+    signed.sort(key=lambda part: part[0])
+    if signed and signed[0][0]:  # all are subtracted: the offset goes first
+        signed.insert(0, (False, size_expr(offset)))
+    elif offset != 0 or not signed:
+        negative = isinstance(offset, int) and offset < 0 and signed
+        signed.append((True, size_expr(-offset)) if negative else (False, size_expr(offset)))
+    if len(signed) == 1:
+        return replace(signed[0][1], literal=not terms)
+    text = signed[0][1].at(ADD)
+    for minus, part in signed[1:]:
+        text += f" - {part.at(MUL)}" if minus else f" + {part.at(MUL)}"
+    return Expr(text, ADD, literal=not terms)
+
+
+def _product(term: Expr, coefficient: Size) -> Expr:
+    if coefficient in (1, -1):
+        return term
+    return Expr(f"{term.at(MUL)} * {size_expr(coefficient).at(ATOM)}", MUL)
+
+
+DTYPE_SHORT = {
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "bool",
+}
+
+
+def annotation(dtype: torch.dtype, shape: Sequence[Size]) -> str:
+    """`"f32[n0, 768]"`, quotes included."""
+    short = DTYPE_SHORT.get(dtype, str(dtype).removeprefix("torch."))
+    return f'"{short}[{", ".join(map(size_text, shape))}]"'
+
+
+# -- one form per pointwise function ------------------------------------------------------------
+
+_BINARY = {
+    "add": ("+", ADD),
+    "sub": ("-", ADD),
+    "mul": ("*", MUL),
+    "div": ("/", MUL),
+    "floordiv": ("//", MUL),
+    "remainder": ("%", MUL),
+    "and": ("&", AND),
+    "or": ("|", OR),
+    "xor": ("^", XOR),
+    "shl": ("<<", SHIFT),
+    "shr": (">>", SHIFT),
+    "eq": ("==", COMPARE),
+    "ne": ("!=", COMPARE),
+    "lt": ("<", COMPARE),
+    "le": ("<=", COMPARE),
+    "gt": (">", COMPARE),
+    "ge": (">=", COMPARE),
+}
+_UNARY = {"neg": "-", "not": "~"}
+_CALLS = {
+    "truncdiv": 'torch.div({}, {}, rounding_mode="trunc")',
+    "ipow": "torch.pow({}, {})",
+    "fma": "hl.fma({}, {}, {})",
+    "i0": "torch.special.i0({})",
+    "i0e": "torch.special.i0e({})",
+    "i1": "torch.special.i1({})",
+    "i1e": "torch.special.i1e({})",
+}
+# With a number in the place of one operand, PyTorch knows these under another name.
+_CLAMPS = {"minimum": "torch.clamp_max", "maximum": "torch.clamp_min"}
+_TENSORS_ONLY = frozenset(("atan2", "hypot", "nextafter", "copysign"))
+
+
+def pointwise_expr(fn: str, operands: Sequence[Expr], dtype: torch.dtype) -> Expr:
+    """`fn` of operands that broadcast as they are. `dtype`: that of the operands."""
+    literal = [o.literal for o in operands]
+    if fn in _CLAMPS and any(literal) and not all(literal):
+        value, bound = operands if literal[1] else reversed(operands)
+        return Expr(f"{_CLAMPS[fn]}({value.text}, {bound.text})")
+    if all(literal[1:] if fn == "where" else literal) or fn in _TENSORS_ONLY:
+        first = 1 if fn == "where" else 0
+        operands = [*operands[:first], *(as_tensor(o, dtype) for o in operands[first:])]
+    if fn in _BINARY:
+        symbol, level = _BINARY[fn]
+        # Comparisons do not chain, and the right operand of the others binds tighter.
+        left = operands[0].at(level + 1 if level == COMPARE else level)
+        return Expr(f"{left} {symbol} {operands[1].at(level + 1)}", level)
+    if fn in _UNARY:
+        return Expr(f"{_UNARY[fn]}{operands[0].at(UNARY)}", UNARY)
+    form = _CALLS.get(fn, f"torch.{fn}({', '.join('{}' for _ in operands)})")
+    return Expr(form.format(*(o.text for o in operands)))
+
+
+def as_tensor(value: Expr, dtype: torch.dtype) -> Expr:
+    """`value` as something that has methods and a dtype."""
+    return Expr(f"hl.full([], {value.text}, dtype={dtype})") if value.literal else value
+
+
+def reduction_expr(
+    fn: str, value: Expr, dims: Sequence[int], rank: int, dtype: torch.dtype
+) -> Expr:
+    """`fn` over the dimensions `dims` of a tensor of `rank` dimensions."""
+    method = {"max": "amax", "min": "amin"}.get(fn, fn)
+    text = value.at(ATOM)
+    narrow = not dtype.is_floating_point and dtype is not torch.int64
+    keyword_ = f", dtype={dtype}" if narrow and fn in ("sum", "prod") else ""
+    if fn == "prod":  # one dimension a call
+        for dim in sorted(dims, reverse=True):
+            text += f".prod({dim}{keyword_})"
+        return Expr(text)
+    places = [str(d - rank) for d in sorted(dims)]
+    where = places[0] if len(places) == 1 else f"({', '.join(places)})"
+    return Expr(f"{text}.{method}({where}{keyword_})")

@@ -1,0 +1,15 @@
+"""The passes that every kernel goes through before a target sees it, in order."""
+
+from __future__ import annotations
+
+from torch_helion.passes.canonicalize import CANONICALIZE
+from torch_helion.passes.collapse_axes import COLLAPSE_AXES
+from torch_helion.passes.eliminate_dead_code import ELIMINATE_DEAD_CODE
+from torch_helion.passes.pass_manager import Pass
+
+SIMPLIFY: tuple[Pass, ...] = (
+    CANONICALIZE,
+    # Dead loads would forbid collapsing; what collapsing leaves needs no second round.
+    ELIMINATE_DEAD_CODE,
+    COLLAPSE_AXES,
+)

@@ -1,0 +1,1 @@
+"""Running compiled kernels: launching them, keeping their code and memory."""
