@@ -361,7 +361,7 @@ def infer(facts: Facts, nodes: Sequence[fx.Node]) -> Space:
             space.update(space_of(facts, node))
     inside = set(space.dims) & set(nodes)
     connect(space, facts, nodes, inside)
-    share_inputs(space, facts, nodes, inside)
+    share_inputs(space, facts, readings_of(facts, nodes, inside))
     space.check_distinct()
     return space
 
@@ -381,27 +381,72 @@ def connect(space: Space, facts: Facts, consumers: Iterable[fx.Node], producers:
                 space.unify_dims((consumer, path), operand)
 
 
-def share_inputs(space: Space, facts: Facts, nodes: Iterable[fx.Node], inside: set[fx.Node]) -> None:
-    """Unify the uses of each input, where that is possible: two readings that agree are one load."""
-    seen: dict[fx.Node, Use] = {}
+Readings = dict[fx.Node, list[Use]]
+"""The uses of each value that is read from outside."""
+
+
+def readings_of(facts: Facts, nodes: Iterable[fx.Node], inside: set[fx.Node]) -> Readings:
+    found: Readings = {}
     for node in nodes:
         for path, operand in facts.operands(node):
-            use = (node, path)
-            if operand in inside or use not in space.dims or facts.kind(operand) == "constant":
-                continue
-            if operand in seen:
-                try_unify(space, seen[operand], use)
-            else:
-                seen[operand] = use
+            if operand not in inside and facts.kind(operand) != "constant":
+                found.setdefault(operand, []).append((node, path))
+    return found
 
 
-def try_unify(space: Space, a: Use, b: Use) -> bool:
-    """Unify two uses, or leave the space as it was."""
-    if space.of(a) == space.of(b):
+def share_inputs(space: Space, facts: Facts, readings: Readings) -> None:
+    """Unify the readings of each input where that is possible: two that agree are one load.
+
+    Inputs that are views of one tensor (x and x.view(...)) are read in the same axes as far as the views
+    keep them.
+    """
+    origins: dict[fx.Node, list[fx.Node]] = {}
+    for value, uses in readings.items():
+        known = [use for use in uses if use in space.dims]
+        for use in known[1:]:
+            try_unify(space, [(known[0], use)])
+        if known:
+            origins.setdefault(_chain(facts, value)[-1], []).append(value)
+    for values in origins.values():
+        if len(values) > 1:
+            _share_origin(space, facts, readings, values)
+
+
+def _chain(facts: Facts, value: fx.Node) -> list[fx.Node]:
+    """A value from outside, what it is a view of, and so on."""
+    chain = [value]
+    while facts.is_outside_view(chain[-1]):
+        chain.append(facts.operands(chain[-1])[0][1])
+    return chain
+
+
+def _share_origin(space: Space, facts: Facts, readings: Readings, values: Sequence[fx.Node]) -> None:
+    pairs: list[tuple[Key, Key]] = []
+    related = Space()
+    origin_keys: list[Key] = []
+    for value in values:
+        key: Key = next(use for use in readings[value] if use in space.dims)
+        for view in _chain(facts, value)[:-1]:
+            try:
+                if view not in related.dims:
+                    related.update(space_of(facts, view))
+            except (Conflict, exc.LoweringError):
+                return
+            pairs.append((key, view))
+            key = (view, facts.operands(view)[0][0])
+        origin_keys.append(key)
+    pairs += [(origin_keys[0], key) for key in origin_keys[1:]]
+    try_unify(space, pairs, related)
+
+
+def try_unify(space: Space, pairs: Sequence[tuple[Key, Key]], more: Space | None = None) -> bool:
+    """Unify the dimensions of all pairs, or leave the space as it was. `more` joins the space first."""
+    if more is None and all(space.of(a) == space.of(b) for a, b in pairs):
         return True
-    trial = space.join()
+    trial = space.join() if more is None else space.join(more)
     try:
-        trial.unify_dims(a, b)
+        for a, b in pairs:
+            trial.unify_dims(a, b)
         trial.check_distinct()
     except Conflict:
         return False

@@ -339,7 +339,9 @@ class Emitter:
         self.b.guarded = bool(instance.guards)
         try:
             return row.rule(cx, *self._arguments_of(node, values), **self._keywords_of(node, values))
-        except exc.Base as error:
+        except CollapseError:
+            raise
+        except Exception as error:  # a rule that fails in any way leaves its node to the host
             raise refusal(node, _sentence(error)) from error
         finally:
             self.b.guarded = False
@@ -386,7 +388,7 @@ class Emitter:
         node = instance.node
         if node.target in RANDOM:
             flat = self.affine(flat_place(self.trace, instance))
-            total = product(self._spec_size(n) for n in self.trace.shape(node))
+            total = self._spec_size(product(self.trace.shape(node)))
             return [TensorSpec(node.meta["val"].dtype, (total,), ((),), (flat,))]
         value = node.meta["val"]
         if isinstance(value, torch.Tensor):
@@ -518,9 +520,10 @@ def _number(value: float | int | bool, dtype: torch.dtype) -> float | int | bool
     return bool(value) if dtype is torch.bool else int(value)
 
 
-def _sentence(error: exc.Base) -> str:
-    why = getattr(error, "why", None)
-    return str(why or error)
+def _sentence(error: Exception) -> str:
+    if isinstance(error, exc.Base):
+        return str(getattr(error, "why", None) or error)
+    return f"{type(error).__name__}: {error}"
 
 
 class _GuardedBuilder(Builder):
@@ -528,7 +531,18 @@ class _GuardedBuilder(Builder):
 
     guarded = False
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._nonzero: set[Value] = set()
+
+    def const(self, value: float | int | bool, dtype: torch.dtype) -> Value:
+        result = super().const(value, dtype)
+        if value:
+            self._nonzero.add(result)
+        return result
+
     def pointwise(self, fn: str, *operands: Value, hint: str = "") -> Value:
-        if self.guarded and fn in _DIVISIONS and not operands[0].type.dtype.is_floating_point:
+        risky = fn in _DIVISIONS and not operands[0].type.dtype.is_floating_point
+        if self.guarded and risky and operands[1] not in self._nonzero:
             raise exc.VerifierError(f"an integer {fn} whose operands are read under a condition")
         return super().pointwise(fn, *operands, hint=hint)

@@ -8,12 +8,16 @@ only code of Inductor's own shows (its C++ arithmetic) needs no row: that code i
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+
+from torch_helion.capture import inductor_compat
+from torch_helion.capture.node import PromiseCall
 
 aten = torch.ops.aten
 
@@ -176,6 +180,57 @@ def _is_dense(value: torch.Tensor) -> bool:
     return not value.is_sparse
 
 
+# ---------------------------------------------------------------------- strides
+
+
+def _promise_strides(graph: Graph) -> int:
+    """Tensors whose strides only their operator knows are laid out as the graph says.
+
+    Before → after: y = aten.f(x); kernel(y) → y = aten.f(x); p = promised(y); kernel(p)
+    """
+    changed = 0
+    for node in list(graph.nodes):
+        if not _may_break_its_promise(node) or not any(map(_relies_on_strides, node.users)):
+            continue
+        users = list(node.users)
+        with graph.inserting_after(node):
+            promise = graph.call_function(PromiseCall(node.meta["val"]), (node,))
+        promise.meta.update(node.meta)
+        for user in users:
+            user.replace_input_with(node, promise)
+        changed += 1
+    return changed
+
+
+def _may_break_its_promise(node: Node) -> bool:
+    source = node.args[0] if node.target is operator.getitem else node
+    target = getattr(source, "target", None)
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.is_sparse or value.is_quantized:
+        return False
+    if not isinstance(target, torch._ops.OpOverload) or target in inductor_compat.lowered_by_us():
+        return False
+    return not (_TRUSTED_TAGS & set(target.tags)) and target._opname not in _TRUSTED
+
+
+def _relies_on_strides(user: Node) -> bool:
+    if user.op == "output" or hasattr(user.target, "_inductor_lowering_function"):
+        return True
+    return user.target in inductor_compat.lowered_by_us()
+
+
+_TRUSTED_TAGS = {torch.Tag.pointwise} | (
+    {torch.Tag.reduction} if hasattr(torch.Tag, "reduction") else set()
+)
+_TRUSTED = frozenset({
+    "_to_copy", "arange", "argmax", "argmin", "amax", "amin", "any", "all", "cat", "clone", "copy",
+    "copy_", "cumsum", "cumprod", "embedding", "empty", "empty_strided", "full", "full_like",
+    "gather", "index", "index_put", "index_select", "max", "mean", "min", "ones", "prod",
+    "rand", "randint", "randn", "scalar_tensor", "scatter", "scatter_add", "select_scatter",
+    "slice_scatter", "sum", "topk", "var", "var_mean", "where", "zeros", "zeros_like",
+})  # fmt: skip
+
+
 GRAPH_GUARDS: tuple[GraphGuard, ...] = (
     GraphGuard(
         "overlapping_sources",
@@ -187,6 +242,11 @@ GRAPH_GUARDS: tuple[GraphGuard, ...] = (
         "sources_written_before",
         "a copy out of an input is made after that input has been written",
         _clone_sources_written_before,
+    ),
+    GraphGuard(
+        "promised_strides",
+        "an operator returns strides that its fake implementation does not tell",
+        _promise_strides,
     ),
 )
 

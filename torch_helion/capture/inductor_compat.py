@@ -149,7 +149,7 @@ def compile_inner_plain(
 def hosted() -> Iterator[None]:
     """Our lowerings in Inductor's tables, for one graph that is lowered inside."""
     table = _lowering.lowerings
-    ours = _our_lowerings()
+    ours = lowered_by_us()
     with _hosting:
         theirs = {op: table.get(op) for op in ours}
         decide = _graph.should_fallback_by_default
@@ -251,7 +251,7 @@ _LOWERED_BY_INDUCTOR: tuple[str, ...] = (
 
 @functools.cache
 def _kept_by_inductor() -> frozenset[Any]:
-    found = set(_our_lowerings())
+    found = set(lowered_by_us())
     for name in _LOWERED_BY_INDUCTOR:
         namespace, op, overload = name.split(".")
         try:
@@ -306,7 +306,7 @@ _VIEWS: tuple[Any, ...] = (
 
 
 @functools.cache
-def _our_lowerings() -> dict[Any, Callable[..., Any]]:
+def lowered_by_us() -> dict[Any, Callable[..., Any]]:
     """Lowerings that replace Inductor's in hosted graphs."""
     rows: dict[Any, Callable[..., Any]] = {op: _lower_view(op) for op in _VIEWS}
     rows[aten.mm.default] = _product("extern_kernels.mm", aten.mm.out)
@@ -452,6 +452,7 @@ LOADER = "torch_helion_load"
 _LOADER_IMPORT = f"from torch_helion.compiler import load_kernel as {LOADER}"
 _RUNTIME_IMPORT = "from torch_helion import _C as torch_helion_C"
 _PHILOX_IMPORT = "from torch_helion.capture.node import random_numbers as torch_helion_random"
+_PROMISE_IMPORT = "from torch_helion.capture.node import promised_strides as torch_helion_promised"
 
 
 def lower_kernel(call: Any, args: Sequence[Any]) -> Any:
@@ -473,6 +474,12 @@ def lower_random(name: str, args: Sequence[Any]) -> Any:
     node = V.current_node
     kernel = HelionRandom(name, args, _layout_of(node.meta["val"]))
     return ir.TensorBox.create(kernel)
+
+
+def lower_promise(value: torch.Tensor, x: Any) -> Any:
+    """IR of a check that a tensor of ATen has the strides that the graph says (else it is copied)."""
+    source = ir.InputsKernel.unwrap_storage_for_input(ir.ExternKernel.realize_input(x))
+    return ir.TensorBox.create(HelionPromise(source, _layout_of(value)))
 
 
 class GraphPass(_GraphPassBase):
@@ -562,6 +569,27 @@ class HelionRandom(_ExternKernel):
         wrapper.writeline(
             f"torch_helion_random({self.function!r}, {self.get_name()}, {seed}{bounds})"
         )
+
+
+class HelionPromise(_ExternKernel):
+    """A tensor with promised strides; may be its input, so memory planning keeps both alive."""
+
+    def __init__(self, source: Any, layout: Any) -> None:
+        super().__init__(None, layout, [source])
+        self.name = V.graph.register_buffer(self)
+        V.graph.register_operation(self)
+
+    def should_allocate(self) -> bool:
+        return False
+
+    def get_inputs_that_alias_output(self) -> Sequence[str]:
+        return [self.inputs[0].get_name()]
+
+    def codegen(self, wrapper: Any) -> None:
+        wrapper.add_import_once(_PROMISE_IMPORT)
+        stride = wrapper.codegen_python_shape_tuple(self.get_stride())
+        source = self.inputs[0].codegen_reference()
+        wrapper.writeline(f"{self.get_name()} = torch_helion_promised({source}, {stride})")
 
 
 class LaunchLine(_WrapperLine):

@@ -59,6 +59,31 @@ class RandomCall:
         return inductor_compat.lower_random(self.function, args)
 
 
+@dataclass(eq=False)
+class PromiseCall:
+    """Its argument, laid out as the graph says; the same tensor wherever that is already so."""
+
+    value: torch.Tensor
+    """the fake tensor whose strides are promised"""
+    _inductor_lowering_function: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        self.__name__ = self.__qualname__ = "helion_promised_strides"
+
+    def __call__(self, x: Any) -> Any:
+        return inductor_compat.lower_promise(self.value, x)
+
+
+def promised_strides(x: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    """``x`` with these strides: itself, or a copy."""
+    found = x.stride()
+    if found == stride:
+        return x
+    if all(a == b or n <= 1 for a, b, n in zip(found, stride, x.shape, strict=True)):
+        return x
+    return torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
+
+
 def random_numbers(function: str, out: torch.Tensor, seed: torch.Tensor, *bounds: int) -> None:
     """Fill ``out`` with the numbers of stream ``seed``, element i by its row-major position i."""
     from torch_helion.ir import philox

@@ -112,6 +112,13 @@ class Facts:
         """Whether the node's value is memory of its own."""
         return self.kind(node) in ("compute", "move", "item")
 
+    def is_outside_view(self, node: fx.Node) -> bool:
+        """Whether a node is a view, by a row of ours, of a value that is not ours."""
+        return (
+            node.op == "call_function" and self.kind(node) == "outside" and node not in self.reasons
+            and is_tensor(node) and node.target in self.lowerings
+        )
+
     def operands(self, node: fx.Node) -> tuple[tuple[Path, fx.Node], ...]:
         """The tensor operands of the call behind `node`, with the places of their arguments."""
         if node not in self._operands:
@@ -168,12 +175,12 @@ class Facts:
         target = node.target
         if not isinstance(target, OpOverload):
             return "not a call of an operator"
+        if target._schema.is_mutable:
+            return f"{target} changes its operands"
         if target not in self.lowerings and target is not view_rules.SEED.overload:
             return f"no lowering for {target}"
         if target in _NOT_ELEMENTWISE:
             return f"{target} is expected in parts"
-        if target._schema.is_mutable:
-            return f"{target} changes its operands"
         values = node.meta.get("val")
         for value in values if isinstance(values, tuple | list) else (values,):
             why = unsupported_tensor(value)

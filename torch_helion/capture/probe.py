@@ -70,6 +70,8 @@ def _try(facts: Facts, node: fx.Node) -> tuple[str | None, int]:
         return str(error), 0
     except exc.Base as error:
         return str(getattr(error, "why", None) or error), 0
+    except Exception as error:  # a rule that fails in any way leaves its node to the host
+        return f"{type(error).__name__}: {error}", 0
 
 
 def _cost(op: Op) -> int:

@@ -30,7 +30,15 @@ from torch._ops import OpOverload
 
 from torch_helion import exc
 from torch_helion._logging import get_logger
-from torch_helion.capture.axes import Conflict, Space, connect, outputs_of, space_of, try_unify
+from torch_helion.capture.axes import (
+    Conflict,
+    Space,
+    connect,
+    outputs_of,
+    readings_of,
+    share_inputs,
+    space_of,
+)
 from torch_helion.capture.mutation import Mutations
 from torch_helion.capture.node_facts import Facts, is_tensor
 from torch_helion.capture.probe import Probe
@@ -150,12 +158,25 @@ class Grower:
             if call in self.group_of or (call is not node and not is_tensor(node)):
                 continue
             group = self._start(call)
-            if group is None:
-                continue
-            for producer in self._producers(group):
-                joined = self._try_join(producer, group)
-                if isinstance(joined, Group):
-                    group = joined
+            if group is not None:
+                self._join_producers(group)
+        for group in self.groups():
+            # What was refused because a group was still small may be sound now.
+            if group in self.groups():
+                self._join_producers(group)
+
+    def _join_producers(self, group: Group) -> None:
+        """Join a group with those that feed it, as long as one more can join."""
+        refused: set[Group] = set()
+        while True:
+            producer = next((g for g in self._producers(group) if g not in refused), None)
+            if producer is None:
+                return
+            joined = self._try_join(producer, group)
+            if isinstance(joined, Group):
+                group, refused = joined, set()
+            else:
+                refused.add(producer)
 
     def _start(self, call: fx.Node) -> Group | None:
         try:
@@ -200,23 +221,10 @@ class Grower:
         space = a.space.join(b.space)
         connect(space, self.facts, b.nodes, set(a.nodes))
         connect(space, self.facts, a.nodes, set(b.nodes))
-        uses = [self._input_uses(g, space) for g in (a, b)]
-        for node, use in uses[0].items():
-            if node in uses[1]:
-                try_unify(space, use, uses[1][node])
+        inside = {*a.nodes, *b.nodes}
+        share_inputs(space, self.facts, readings_of(self.facts, (*a.nodes, *b.nodes), inside))
         space.check_distinct()
         return space
-
-    def _input_uses(self, group: Group, space: Space) -> dict[fx.Node, Any]:
-        """One use of each tensor that a group reads from outside."""
-        inside = set(group.nodes)
-        found: dict[fx.Node, Any] = {}
-        for node in group.nodes:
-            for path, operand in self.facts.operands(node):
-                if operand not in inside and (node, path) in space.dims \
-                        and self.facts.kind(operand) != "constant":
-                    found.setdefault(operand, (node, path))
-        return found
 
     def _unsound(self, nodes: tuple[fx.Node, ...], space: Space) -> str | None:
         outputs = self.outputs(nodes)
@@ -309,7 +317,7 @@ class Grower:
         """Groups that read one tensor over all of their axes become one."""
         readers: dict[fx.Node, list[fx.Node]] = {}
         for group in self.groups():
-            for operand in self._input_uses(group, group.space):
+            for operand in readings_of(self.facts, group.nodes, set(group.nodes)):
                 readers.setdefault(operand, []).append(group.nodes[0])
         for operand, firsts in readers.items():
             for left, right in zip(firsts, firsts[1:], strict=False):
@@ -318,10 +326,11 @@ class Grower:
                     self._try_join(a, b)
 
     def _is_main(self, group: Group, operand: fx.Node) -> bool:
-        use = self._input_uses(group, group.space).get(operand)
-        if use is None:
+        uses = readings_of(self.facts, group.nodes, set(group.nodes)).get(operand, [])
+        known = [use for use in uses if use in group.space.dims]
+        if not known:
             return False
-        atoms = set(group.space.atoms(use))
+        atoms = set(group.space.atoms(known[0]))
         return bool(atoms) and all(
             set(group.space.atoms(n)) <= atoms for n in group.nodes if n in group.space.dims
         )
@@ -392,12 +401,16 @@ class Grower:
     def declined(self, taken: set[fx.Node]) -> list[Declined]:
         found = []
         for node in self.graph.nodes:
-            if node in taken or node.op != "call_function":
+            if node in taken or node.op != "call_function" or _is_size(node):
                 continue
             why = self.facts.reasons.get(node) or self.notes.get(node)
             if why is not None:
                 found.append(Declined(node, why))
         return found
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt | int)
 
 
 _probes: dict[int, tuple[Any, Probe]] = {}

@@ -58,6 +58,9 @@ class Builder:
         self._axes[name] = axis
         return axis
 
+    def axis_named(self, name: str) -> Axis | None:
+        return self._axes.get(name)
+
     def buffer(
         self,
         name: str,

@@ -528,7 +528,7 @@ _RULES: tuple[tuple[ViewRule, tuple[OpOverload, ...]], ...] = (
     (split, (aten.split.Tensor, aten.split_with_sizes.default)),
     (diagonal, (aten.diagonal.default,)),
     (unfold, (aten.unfold.default,)),
-    (flip, (aten.flip.default,)),
+    (flip, (aten.flip.default, prims.rev.default)),
     (roll, (aten.roll.default,)),
     (cat, (aten.cat.default,)),
     (constant_pad, (aten.constant_pad_nd.default,)),
