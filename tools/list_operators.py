@@ -13,9 +13,11 @@ from collections import defaultdict
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from torch_helion.lowering.registry import Lowering  # noqa: E402
-from torch_helion.lowering.rows import LOWERINGS  # noqa: E402
 
+from torch_helion.lowering.registry import Lowering  # noqa: E402
+from torch_helion.lowering.rows import graph_lowerings  # noqa: E402
+
+LOWERINGS = graph_lowerings()
 PAGE = ROOT / "docs" / "operators.md"
 
 KINDS = {

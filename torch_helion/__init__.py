@@ -5,8 +5,8 @@ torch's compiler nor logs, probes or compiles anything. What flows in: a user's 
 torch_helion``. What flows out: the names in ``__all__``, each from the one module that defines it.
 Nothing inside the package imports from here.
 
-Importing the package is not needed for the backend name: torch finds ``"helion"`` through the
-``torch_dynamo_backends`` entry points of the installed distribution.
+Importing the package is not needed for the backend's name where the distribution is installed:
+torch finds ``"helion"`` through the ``torch_dynamo_backends`` entry points.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import importlib
 import sys
 import types
 from typing import TYPE_CHECKING
+
+from torch_helion.capture import backend as _backend
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr__` does this work
     from torch_helion import exc as exc
@@ -72,3 +74,5 @@ class _Package(types.ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+_backend.register()  # so that torch finds the name in a checkout that is not installed, too

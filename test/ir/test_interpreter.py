@@ -92,7 +92,7 @@ def test_float_functions_run(fn: str, dtype: torch.dtype) -> None:
     assert len(result) == len(x)
     if ops.POINTWISE[fn].arity == 1:
         known = {"i0e": torch.special.i0e, "i1": torch.special.i1, "i1e": torch.special.i1e}
-        equal(result, known.get(fn, getattr(torch, fn, None))(x))
+        equal(result, (known[fn] if fn in known else getattr(torch, fn))(x))
 
 
 def test_minimum_and_maximum_pass_nan_on() -> None:
@@ -161,6 +161,15 @@ def test_fma_rounds_once() -> None:
         for side in (INF, -INF):
             neighbour = float(torch.nextafter(near, torch.tensor(side)))
             assert error <= abs(Fraction(neighbour) - wanted)
+
+
+def test_fma_has_no_second_rounding() -> None:
+    """The product lies half way between two float32 numbers; c is below float64's last bit."""
+    a = torch.full((3,), 1 + 2.0**-12)
+    c = torch.tensor([2.0**-80, 0.0, -(2.0**-80)])
+    low = 1 + 2.0**-11
+    assert pointwise("fma", a, a, c).tolist() == [low + 2.0**-23, low, low]
+    assert pointwise("fma", -a, a, -c).tolist() == [-(low + 2.0**-23), -low, -low]
 
 
 def test_fma_special_values_and_float64() -> None:
@@ -465,8 +474,16 @@ def test_scans() -> None:
 
     def scan(fn: str, reverse: bool, exclusive: bool) -> torch.Tensor:
         def build(h: Hand) -> Value:
-            attrs = {"fn": fn, "axis": "n", "reverse": reverse, "exclusive": exclusive}
-            return h.emit("scan", [h.load(x, "mn")], F32, "mn", **attrs)
+            return h.emit(
+                "scan",
+                [h.load(x, "mn")],
+                F32,
+                "mn",
+                fn=fn,
+                axis="n",
+                reverse=reverse,
+                exclusive=exclusive,
+            )
 
         return Hand(m=3, n=5).result(build, [x])
 

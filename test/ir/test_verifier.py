@@ -23,7 +23,7 @@ F32, BF16, I64, BOOL = torch.float32, torch.bfloat16, torch.int64, torch.bool
 
 
 class Parts:
-    """A builder with two inputs, an output, a workspace and two grid axes m, n and a full axis k."""
+    """A builder with buffers of every role, two grid axes m and n, and a full axis k."""
 
     def __init__(self) -> None:
         b = self.b = Builder("broken")
@@ -42,7 +42,7 @@ class Parts:
     ) -> Value:
         """An op past the builder's own checks."""
         value = Value(result or TileType(F32))
-        op = Op(kind, operands, attrs, (value,) if result else ())
+        op = Op(kind, operands, attrs, (value,) if result else (), (), self.b.origin)
         self.b._ops.append(op)
         return value
 
@@ -344,7 +344,7 @@ def changed(**fields: Any) -> Kernel:
 
 def test_kernels_as_a_whole() -> None:
     kernel = build(copy)
-    n0, n1 = kernel.sizes
+    n0, _ = kernel.sizes
     x, *others = kernel.buffers
     broken: list[tuple[Kernel, str]] = [
         (changed(buffers=(x, x, *others)), "the name 'x' is used twice"),
@@ -396,7 +396,7 @@ def test_values_do_not_leave_their_phase() -> None:
 
 
 def test_what_may_be_written_twice() -> None:
-    """An axis of one element needs no place in the index; a scatter's indices stand for its axes."""
+    """An axis of one element needs no place in the index; a scatter's indices stand for axes."""
     b = Builder("scatter")
     m, one = b.axis("m", b.size("n0")), b.axis("one", 1)
     i = b.buffer("i", I64, [m.size], [1])

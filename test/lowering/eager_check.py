@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch._inductor.inductor_prims  # registers the prims that graph_lowerings has rows for
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -24,12 +25,14 @@ from torch_helion.ir.interpreter import run
 from torch_helion.ir.types import Affine, Axis, Buffer, Size, contiguous_strides
 from torch_helion.ir.verifier import verify
 from torch_helion.lowering.registry import Context, Lowering, TensorSpec
-from torch_helion.lowering.rows import LOWERINGS
+from torch_helion.lowering.rows import graph_lowerings
+
+LOWERINGS = graph_lowerings()
 
 Dims = tuple[tuple[Axis, ...], ...]
 
 
-# -- calls ------------------------------------------------------------------------------------------
+# -- calls ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def _text(x: Any) -> str:
     return str(x)
 
 
-# -- kernels ----------------------------------------------------------------------------------------
+# -- kernels ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -194,8 +197,14 @@ def build(call: Call, cut: dict[int, int] | None = None) -> Built:
                 kwargs[name] = given
             else:
                 args.append(given)
-        cx = Context(m.b, call.overload, call.args, call.kwargs,
-                     tuple(specs[: len(call.args)]), tuple(o and o[1] for o in outs))  # type: ignore[misc]
+        cx = Context(
+            m.b,
+            call.overload,
+            call.args,
+            call.kwargs,
+            tuple(specs[: len(call.args)]),
+            tuple(o and o[1] for o in outs),
+        )  # type: ignore[misc]
         result = row.rule(cx, *args, **kwargs)
         values = result if isinstance(result, tuple) else (result,)
         for value, out in zip(values, outs, strict=True):
@@ -240,12 +249,12 @@ def _index(dims: Dims) -> tuple[Affine, ...]:
 
 
 def _input_dims(m: _Maker, tensor: torch.Tensor, by_input: bool) -> Dims:
-    """Right-aligned with the iteration space; a one-dimensional operand of group norm with channels."""
+    """Right-aligned with the iteration space; vectors of group and batch norm with channels."""
     if by_input and "group_norm" in str(m.call.overload) and tensor.dim() == 1:
         return (m.dims[1],)
     if "batch_norm" in str(m.call.overload) and tensor.dim() == 1:
         return (m.dims[1],)
-    tail = m.dims[len(m.dims) - tensor.dim():]
+    tail = m.dims[len(m.dims) - tensor.dim() :]
     return tuple(axes if n != 1 else () for n, axes in zip(tensor.shape, tail, strict=True))
 
 
@@ -262,24 +271,39 @@ def _output_dims(m: _Maker, tensor: torch.Tensor, whole: tuple[int, ...] | None)
     return _input_dims(m, tensor, False)  # the gradient of a weight: trailing dimensions
 
 
-# -- comparison -------------------------------------------------------------------------------------
+# -- comparison -------------------------------------------------------------------------------
 
 
-def run_built(built: Built, outputs: tuple[torch.Tensor, ...], blocks: int | None) -> list[torch.Tensor]:
-    results = [torch.full(o.shape, _POISON[o.dtype], dtype=o.dtype) for o in outputs if o is not None]
+def run_built(
+    built: Built, outputs: tuple[torch.Tensor, ...], blocks: int | None
+) -> list[torch.Tensor]:
+    results = [
+        torch.full(o.shape, _POISON[o.dtype], dtype=o.dtype) for o in outputs if o is not None
+    ]
     run(built.kernel, [*built.inputs, *results], built.sizes, blocks)
     return results
 
 
 _POISON = {
     d: math.nan if d.is_floating_point else d is torch.bool or 77
-    for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool,
-              torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    for d in (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    )
 }
 
 
-def check(call: Call, blocks: int | None = 3, cut: dict[int, int] | None = None,
-          exact: bool = False) -> Built:
+def check(
+    call: Call, blocks: int | None = 3, cut: dict[int, int] | None = None, exact: bool = False
+) -> Built:
     """Assert that the kernel of `call` gives what eager PyTorch gave."""
     built = build(call, cut)
     wanted = [o for o in call.outputs if o is not None]
@@ -297,7 +321,7 @@ def check(call: Call, blocks: int | None = 3, cut: dict[int, int] | None = None,
 
 
 def assert_close(call: Call, got: torch.Tensor, want: torch.Tensor) -> None:
-    """Close at the dtype's tolerance, else nearer to the float64 evaluation than eager (times 3)."""
+    """Close at the dtype's tolerance, else as near to the float64 evaluation as eager (times 3)."""
     close = torch.isclose(got, want, *_TOLERANCE[want.dtype], equal_nan=True)
     if bool(close.all()):
         return
@@ -340,8 +364,10 @@ def _difference(call: Call, got: torch.Tensor, want: torch.Tensor, same: torch.T
         if isinstance(x, torch.Tensor) and _broadcasts(x.shape, got.shape)
     ]
     count = int((~same).sum())
-    return (f"{call}: {count} of {same.numel()} differ; at {where} got {got[at].item()!r}, "
-            f"eager {want[at].item()!r}, operands {operands}")
+    return (
+        f"{call}: {count} of {same.numel()} differ; at {where} got {got[at].item()!r}, "
+        f"eager {want[at].item()!r}, operands {operands}"
+    )
 
 
 def _broadcasts(a: torch.Size, b: torch.Size) -> bool:
@@ -358,17 +384,62 @@ def special_values(dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor([True, False])
     if dtype.is_floating_point:
         big = torch.finfo(dtype).max
-        values = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 3.0, -3.0, 6.0, 0.1, -0.1, 7.3, -7.3, 88.5,
-                  -90.0, 1e3, -1e3, 3e4, 1e-5, -1e-5, big, -big, math.inf, -math.inf, math.nan]
+        values = [
+            0.0,
+            -0.0,
+            1.0,
+            -1.0,
+            0.5,
+            -0.5,
+            1.5,
+            2.5,
+            -2.5,
+            3.0,
+            -3.0,
+            6.0,
+            0.1,
+            -0.1,
+            7.3,
+            -7.3,
+            88.5,
+            -90.0,
+            1e3,
+            -1e3,
+            3e4,
+            1e-5,
+            -1e-5,
+            big,
+            -big,
+            math.inf,
+            -math.inf,
+            math.nan,
+        ]
         return torch.tensor(values, dtype=torch.float64).to(dtype)
     info = torch.iinfo(dtype)
-    values = [0, 1, 2, 3, 4, 7, 8, 9, 31, 63, 64, 100, info.max, info.max - 1, info.min, info.min + 1]
+    values = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        7,
+        8,
+        9,
+        31,
+        63,
+        64,
+        100,
+        info.max,
+        info.max - 1,
+        info.min,
+        info.min + 1,
+    ]
     values += [] if dtype is torch.uint8 else [-1, -2, -3, -7, -100]
     return torch.tensor(values, dtype=torch.int64).to(dtype)
 
 
 def special_calls(overload: OpOverload, dtype: torch.dtype) -> Iterator[Call]:
-    """Calls of an elementwise overload over all pairs of special values; nothing where eager refuses."""
+    """Calls of an elementwise overload over all pairs of special values, as far as eager runs."""
     for number in _numbers(overload, dtype):
         args, kwargs = special_arguments(overload, dtype, number)
         try:

@@ -82,8 +82,16 @@ def test_layer_norm_parameter_gradients() -> None:
     _, mean, rstd = aten.native_layer_norm.default(x, [6], weight, bias, 1e-5)
     arguments = (grad, x, [6], mean, rstd, weight, bias, [True, True, True])
     check(call_of(aten.native_layer_norm_backward.default, *arguments))
-    wide = (grad.expand(4, 6).contiguous(), x.expand(4, 6).contiguous(), [6],
-            mean.expand(4, 1).contiguous(), rstd.expand(4, 1).contiguous(), weight, bias, [True, True, True])
+    wide = (
+        grad.expand(4, 6).contiguous(),
+        x.expand(4, 6).contiguous(),
+        [6],
+        mean.expand(4, 1).contiguous(),
+        rstd.expand(4, 1).contiguous(),
+        weight,
+        bias,
+        [True, True, True],
+    )
     with pytest.raises(exc.LoweringError, match="cut into blocks"):
         check(call_of(aten.native_layer_norm_backward.default, *wide))
 
@@ -134,7 +142,12 @@ def test_group_norm_across_a_border_is_refused() -> None:
 
 def test_batch_norm_inference() -> None:
     x = torch.randn(3, 5, 4)
-    weight, bias, mean, variance = torch.randn(5), torch.randn(5), torch.randn(5), torch.rand(5) + 0.1
+    weight, bias, mean, variance = (
+        torch.randn(5),
+        torch.randn(5),
+        torch.randn(5),
+        torch.rand(5) + 0.1,
+    )
     for parameters in ((weight, bias), (None, None)):
         arguments = (x, *parameters, mean, variance, 0.1, 1e-5)
         check(call_of(aten._native_batch_norm_legit_no_training.default, *arguments))

@@ -1,4 +1,4 @@
-"""Constants, ranges and triangles against eager; positions of dimensions that stand as several axes."""
+"""Constants, ranges and triangles against eager; positions along dimensions of several axes."""
 
 from __future__ import annotations
 
@@ -38,13 +38,28 @@ def test_constants() -> None:
 
 
 def test_constants_that_do_not_fit_are_refused() -> None:
-    for value, dtype in ((300, torch.uint8), (1e300, torch.float32), (2**40, torch.int32), (math.inf, torch.int64)):
-        call = Call(aten.full.default, ([3], value), {"dtype": dtype}, (torch.zeros(3, dtype=dtype),))
+    for value, dtype in (
+        (300, torch.uint8),
+        (1e300, torch.float32),
+        (2**40, torch.int32),
+        (math.inf, torch.int64),
+    ):
+        call = Call(
+            aten.full.default, ([3], value), {"dtype": dtype}, (torch.zeros(3, dtype=dtype),)
+        )
         with pytest.raises(exc.LoweringError, match="does not fit"):
             check(call)
 
 
-RANGES: tuple[tuple[Any, ...], ...] = ((0, 5), (3, 11, 2), (10, -3, -3), (0, 0), (0.0, 1.0, 0.1), (-1.5, 4), (5, 6))
+RANGES: tuple[tuple[Any, ...], ...] = (
+    (0, 5),
+    (3, 11, 2),
+    (10, -3, -3),
+    (0, 0),
+    (0.0, 1.0, 0.1),
+    (-1.5, 4),
+    (5, 6),
+)
 
 
 @pytest.mark.parametrize("bounds", RANGES)
@@ -52,6 +67,8 @@ def test_arange(bounds: tuple[Any, ...]) -> None:
     overload = aten.arange.start_step if len(bounds) == 3 else aten.arange.start
     for dtype in (None, torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32):
         fractional = any(isinstance(b, float) for b in bounds)
+        if fractional and len(bounds) == 3 and dtype in (torch.int64, torch.int32):
+            continue  # eager truncates the step to zero and raises
         call = call_of(overload, *bounds, dtype=dtype)
         if fractional and not call.outputs[0].is_floating_point():
             with pytest.raises(exc.LoweringError, match="fractional bounds"):

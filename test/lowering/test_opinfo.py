@@ -21,10 +21,44 @@ DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8)
 SAMPLES = 2
 
 # Families that make few calls of ours and many of libraries.
-SKIPPED = ("linalg", "fft", "conv", "svd", "lstsq", "cholesky", "qr", "lu", "pinv", "pool", "interpolate",
-           "upsample", "grid", "attention", "sparse", "lobpcg", "matrix", "stft", "multinomial", "lstm",
-           "embedding_bag", "polynomial", "bessel", "rnn", "geqrf", "ormqr", "unique", "cov", "corrcoef",
-           "det", "einsum", "triangular", "masked.", "histogram", "ctc_loss", "tensorsolve")
+SKIPPED = (
+    "linalg",
+    "fft",
+    "conv",
+    "svd",
+    "lstsq",
+    "cholesky",
+    "qr",
+    "lu",
+    "pinv",
+    "pool",
+    "interpolate",
+    "upsample",
+    "grid",
+    "attention",
+    "sparse",
+    "lobpcg",
+    "matrix",
+    "stft",
+    "multinomial",
+    "lstm",
+    "embedding_bag",
+    "polynomial",
+    "bessel",
+    "rnn",
+    "geqrf",
+    "ormqr",
+    "unique",
+    "cov",
+    "corrcoef",
+    "det",
+    "einsum",
+    "triangular",
+    "masked.",
+    "histogram",
+    "ctc_loss",
+    "tensorsolve",
+)
 
 # Overloads whose result nobody may look at, or that eager itself draws at random.
 UNSPECIFIED = ("empty",)
@@ -61,7 +95,9 @@ def calls_of(op: OpInfo, dtype: torch.dtype) -> list[Call]:
     """The calls under the samples of `op` that were not compared before."""
     grad = dtype is torch.float32 and op.supports_autograd
     found = []
-    for _, sample in zip(range(SAMPLES), op.sample_inputs("cpu", dtype, requires_grad=grad), strict=False):
+    for _, sample in zip(
+        range(SAMPLES), op.sample_inputs("cpu", dtype, requires_grad=grad), strict=False
+    ):
         try:
             calls = recorded(lambda sample=sample: run_sample(op, sample, grad))
         except (RuntimeError, NotImplementedError, AssertionError):

@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from test.lowering.eager_check import Call, call_of, check, special_calls
+from test.lowering.eager_check import LOWERINGS, Call, call_of, check, special_calls
 from torch_helion import exc
-from torch_helion.lowering.rows import LOWERINGS
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -74,7 +73,7 @@ def test_special_values(name: str) -> None:
     assert ran or "fmod" in name or "remainder" in name
 
 
-# -- numbers beside half types ----------------------------------------------------------------------
+# -- numbers beside half types ----------------------------------------------------------------
 
 HALF_SCALARS = [0.1, 1 / 3, 3.7, -0.77]
 
@@ -85,8 +84,16 @@ def test_half_scalars(dtype: torch.dtype, number: float) -> None:
     """Which operations round a number to the half type is ATen's choice, operation by operation."""
     x = (torch.randn(512) * 3).to(dtype)
     y = (torch.randn(512) * 3).to(dtype)
-    for overload in (aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.mul.Tensor, aten.div.Tensor,
-                     aten.gt.Scalar, aten.eq.Scalar, aten.maximum.default):
+    for overload in (
+        aten.add.Tensor,
+        aten.sub.Tensor,
+        aten.rsub.Scalar,
+        aten.mul.Tensor,
+        aten.div.Tensor,
+        aten.gt.Scalar,
+        aten.eq.Scalar,
+        aten.maximum.default,
+    ):
         other = torch.tensor(number) if overload is aten.maximum.default else number
         check(call_of(overload, x, other), blocks=None, exact=True)
     for overload in (aten.add.Tensor, aten.sub.Tensor):
@@ -115,7 +122,7 @@ def test_half_exact_thresholds() -> None:
         check(call_of(aten.threshold.default, x, number, 5.0), blocks=None, exact=True)
 
 
-# -- exactness --------------------------------------------------------------------------------------
+# -- exactness --------------------------------------------------------------------------------
 
 
 def specials() -> torch.Tensor:
@@ -153,8 +160,12 @@ def test_remainder() -> None:
 @pytest.mark.parametrize("name", ["floor_divide.default", "remainder.Tensor", "fmod.Tensor"])
 def test_integer_division_by_zero(name: str) -> None:
     packet, overload = name.split(".")
-    call = Call(getattr(getattr(aten, packet), overload),
-                (torch.arange(4), torch.tensor([1, 2, 0, 3])), {}, (torch.arange(4),))
+    call = Call(
+        getattr(getattr(aten, packet), overload),
+        (torch.arange(4), torch.tensor([1, 2, 0, 3])),
+        {},
+        (torch.arange(4),),
+    )
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         check(call)
 
@@ -200,9 +211,23 @@ def test_logit() -> None:
 
 
 def test_casts() -> None:
-    for source in (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool):
+    for source in (
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+    ):
         x = (torch.randn(50) * 50).to(source)
-        for target in (torch.float32, torch.float16, torch.int32, torch.int8, torch.bool, torch.float64):
+        for target in (
+            torch.float32,
+            torch.float16,
+            torch.int32,
+            torch.int8,
+            torch.bool,
+            torch.float64,
+        ):
             check(call_of(aten._to_copy.default, x, dtype=target), exact=True)
             check(call_of(prims.convert_element_type.default, x, target), exact=True)
     ties = torch.tensor([1.00390625, 1.01171875, -1.00390625, 3.3895e38, 65520.0, math.nan, -0.0])
@@ -234,7 +259,13 @@ def test_where_and_fills() -> None:
 def test_mixed_types_and_shapes() -> None:
     a = torch.tensor([[1], [-2]], dtype=torch.int32)
     b = torch.tensor([1.5, 2.5, 300.0])
-    for overload in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.lt.Tensor, aten.atan2.default):
+    for overload in (
+        aten.add.Tensor,
+        aten.mul.Tensor,
+        aten.div.Tensor,
+        aten.lt.Tensor,
+        aten.atan2.default,
+    ):
         check(call_of(overload, a, b))
         check(call_of(overload, a.to(torch.uint8), b.to(torch.float16)))
         check(call_of(overload, a, torch.tensor(2**40)))
@@ -272,6 +303,8 @@ def test_refusals() -> None:
     with pytest.raises(exc.LoweringError, match="negative"):
         call = Call(aten.pow.Tensor_Scalar, (torch.arange(3), -1), {}, (torch.arange(3),))
         check(call)
-    moved = Call(aten._to_copy.default, (torch.ones(2),), {"device": torch.device("meta")}, (torch.ones(2),))
+    moved = Call(
+        aten._to_copy.default, (torch.ones(2),), {"device": torch.device("meta")}, (torch.ones(2),)
+    )
     with pytest.raises(exc.LoweringError, match="another device"):
         check(moved)

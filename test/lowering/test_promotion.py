@@ -8,6 +8,7 @@ import pytest
 import sympy
 import torch
 
+from test.lowering.eager_check import LOWERINGS
 from torch_helion import exc
 from torch_helion.ir.builder import Builder
 from torch_helion.ir.graph import Value
@@ -15,13 +16,14 @@ from torch_helion.ir.interpreter import run
 from torch_helion.ir.types import Affine
 from torch_helion.lowering.promotion import converted
 from torch_helion.lowering.registry import Context, TensorSpec
-from torch_helion.lowering.rows import LOWERINGS
 
 aten = torch.ops.aten
 
 
-def with_size(overload: Any, x: torch.Tensor, out: torch.Tensor, *rest: Any, **kwargs: Any) -> torch.Tensor:
-    """overload(x, *rest) where callables in `rest` make an argument of the size symbol n = len(x)."""
+def with_size(
+    overload: Any, x: torch.Tensor, out: torch.Tensor, *rest: Any, **kwargs: Any
+) -> torch.Tensor:
+    """overload(x, *rest); callables in `rest` make an argument of the size symbol n = len(x)."""
     b = Builder("k")
     n = b.size("n")
     i = b.axis("i", n)
@@ -31,8 +33,14 @@ def with_size(overload: Any, x: torch.Tensor, out: torch.Tensor, *rest: Any, **k
     with b.grid(i):
         value = b.load(source, (Affine.of(i),))
         spec = TensorSpec(x.dtype, (n,), ((i,),))
-        cx = Context(b, overload, (x, *given), kwargs, (spec, *(None for _ in given)),
-                     (TensorSpec(out.dtype, (n,), ((i,),)),))
+        cx = Context(
+            b,
+            overload,
+            (x, *given),
+            kwargs,
+            (spec, *(None for _ in given)),
+            (TensorSpec(out.dtype, (n,), ((i,),)),),
+        )
         result = LOWERINGS[overload].rule(cx, value, *given, **kwargs)
         assert isinstance(result, Value)
         b.store(target, (Affine.of(i),), b.expand(result, [i]))
@@ -57,6 +65,19 @@ def test_sizes_as_operands() -> None:
 def test_fractional_expressions_are_refused() -> None:
     with pytest.raises(exc.LoweringError, match="not an integer expression"):
         with_size(aten.mul.Tensor, torch.randn(4), torch.empty(4), lambda n: sympy.sqrt(n))
+
+
+def test_symbolic_attributes_are_refused() -> None:
+    with pytest.raises(exc.LoweringError, match="alpha is an expression"):
+        b = Builder("k")
+        n = b.size("n")
+        i = b.axis("i", n)
+        x = torch.empty(4)
+        spec = TensorSpec(x.dtype, (n,), ((i,),))
+        cx = Context(b, aten.add.Tensor, (x, x), {"alpha": n}, (spec, spec), (spec,))
+        with b.grid(i):
+            one = b.const(1.0, torch.float32)
+            LOWERINGS[aten.add.Tensor].rule(cx, one, one, alpha=n)
 
 
 def test_converted_numbers() -> None:
@@ -96,8 +117,10 @@ def test_half_types_never_compute() -> None:
 
 
 def test_refusals_name_the_overload_and_the_dtype() -> None:
-    with pytest.raises(exc.LoweringError, match=r"aten\.bitwise_and\.Tensor \(torch\.float32\).*and"):
+    with pytest.raises(
+        exc.LoweringError, match=r"aten\.bitwise_and\.Tensor \(torch\.float32\).*and"
+    ):
         with_size(aten.bitwise_and.Tensor, torch.randn(4), torch.empty(4), lambda n: n)
-    with pytest.raises(exc.LoweringError, match="argument alpha"):
+    with pytest.raises(exc.LoweringError, match="does not exist"):
         kwargs = {"rounding_mode": "up"}
         with_size(aten.div.Tensor_mode, torch.randn(4), torch.empty(4), 2, **kwargs)

@@ -8,12 +8,11 @@ import math
 import pytest
 import torch
 
-from test.lowering.eager_check import build, call_of, check
+from test.lowering.eager_check import LOWERINGS, build, call_of, check
 from torch_helion import exc
 from torch_helion.ir.builder import Builder
 from torch_helion.lowering.reduction import ASSOCIATIVE, REDUCTION
 from torch_helion.lowering.registry import Context, TensorSpec
-from torch_helion.lowering.rows import LOWERINGS
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -25,7 +24,9 @@ DIMS = ([0], [1], [-1], [0, 2], [2, 0], [0, 1, 2])
 
 def sample(dtype: torch.dtype, shape: tuple[int, ...] = (3, 5, 4)) -> torch.Tensor:
     x = torch.randn(shape) * 3
-    return x > 0 if dtype is torch.bool else x.abs().to(dtype) if dtype is torch.uint8 else x.to(dtype)
+    return (
+        x > 0 if dtype is torch.bool else x.abs().to(dtype) if dtype is torch.uint8 else x.to(dtype)
+    )
 
 
 def with_specials(x: torch.Tensor) -> torch.Tensor:
@@ -56,10 +57,21 @@ def test_sums_and_extremes(dtype: torch.dtype, keepdim: bool) -> None:
 @pytest.mark.parametrize("dtype", FLOATS + INTEGERS)
 def test_whole_tensors(dtype: torch.dtype) -> None:
     for x in (sample(dtype), sample(dtype, ()), sample(dtype, (1,)), sample(dtype, (1, 4, 1))):
-        for overload in (aten.sum.default, aten.prod.default, aten.max.default, aten.min.default,
-                         aten.any.default, aten.all.default, aten.count_nonzero.default):
+        for overload in (
+            aten.sum.default,
+            aten.prod.default,
+            aten.max.default,
+            aten.min.default,
+            aten.any.default,
+            aten.all.default,
+            aten.count_nonzero.default,
+        ):
             check(call_of(overload, x))
-        check(call_of(aten.argmax.default, x) if dtype is not torch.bool else call_of(aten.any.default, x))
+        check(
+            call_of(aten.argmax.default, x)
+            if dtype is not torch.bool
+            else call_of(aten.any.default, x)
+        )
         check(call_of(aten.aminmax.default, x))
 
 
@@ -104,10 +116,12 @@ def test_empty_axes() -> None:
     check(call_of(aten.logsumexp.default, x, [1]))
 
 
-# -- positions --------------------------------------------------------------------------------------
+# -- positions --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+)
 @pytest.mark.parametrize("dim", [None, 0, 1, -1])
 def test_positions(dtype: torch.dtype, dim: int | None) -> None:
     x = sample(dtype)
@@ -141,10 +155,12 @@ def test_position_over_axes_of_one_dimension() -> None:
         call = call_of(overload, x)
         check(call, cut=None)
         built = build(call)
-        assert sum(op.attrs.get("fn") in ("argmax", "argmin") for op in built.kernel.body.walk()) == 2
+        assert (
+            sum(op.attrs.get("fn") in ("argmax", "argmin") for op in built.kernel.body.walk()) == 2
+        )
 
 
-# -- moments and norms ------------------------------------------------------------------------------
+# -- moments and norms ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("correction", [None, 0, 1, 2, 0.5, 7])
@@ -152,8 +168,12 @@ def test_position_over_axes_of_one_dimension() -> None:
 def test_variance(dtype: torch.dtype, correction: float | None) -> None:
     for x in (sample(dtype), sample(dtype, (4, 1, 1)), sample(dtype) + 1000):
         for dims in (None, [0], [1, 2]):
-            for overload in (aten.var.correction, aten.std.correction, aten.var_mean.correction,
-                             aten.std_mean.correction):
+            for overload in (
+                aten.var.correction,
+                aten.std.correction,
+                aten.var_mean.correction,
+                aten.std_mean.correction,
+            ):
                 check(call_of(overload, x, dims, correction=correction))
                 check(call_of(overload, x, dims, correction=correction, keepdim=True))
 
@@ -199,7 +219,7 @@ def test_prims() -> None:
         check(call_of(overload, x, [0, 2]))
 
 
-# -- contracts --------------------------------------------------------------------------------------
+# -- contracts --------------------------------------------------------------------------------
 
 
 def test_blocked_axes_are_refused() -> None:
@@ -211,8 +231,14 @@ def test_blocked_axes_are_refused() -> None:
 
         value = b.load(buffer, (Affine.of(axis),))
         x = torch.empty(10)
-        cx = Context(b, aten.sum.default, (x,), {}, (TensorSpec(x.dtype, (10,), ((axis,),)),),
-                     (TensorSpec(x.dtype, ()),))
+        cx = Context(
+            b,
+            aten.sum.default,
+            (x,),
+            {},
+            (TensorSpec(x.dtype, (10,), ((axis,),)),),
+            (TensorSpec(x.dtype, ()),),
+        )
         LOWERINGS[aten.sum.default].rule(cx, value)
 
 
@@ -222,8 +248,14 @@ def test_constant_operands_count_along_their_axes() -> None:
     axis = b.axis("i", 10, "full")
     with b.grid():
         x = torch.empty(10)
-        cx = Context(b, aten.sum.default, (x,), {}, (TensorSpec(x.dtype, (10,), ((axis,),)),),
-                     (TensorSpec(x.dtype, ()),))
+        cx = Context(
+            b,
+            aten.sum.default,
+            (x,),
+            {},
+            (TensorSpec(x.dtype, (10,), ((axis,),)),),
+            (TensorSpec(x.dtype, ()),),
+        )
         LOWERINGS[aten.sum.default].rule(cx, b.const(1.0, torch.float32))
     kinds = [op.kind for op in b.build().body.walk()]
     assert kinds.count("expand") == 1 and kinds.count("reduce") == 1

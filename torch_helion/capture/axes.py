@@ -59,6 +59,8 @@ class Space:
         """Atoms that a reduction folds (before splitting)."""
         self._parent: dict[Atom, Atom] = {}
         self._parts: dict[Atom, tuple[Atom, Atom]] = {}
+        self._atoms: dict[Key, Atoms] = {}
+        """Answers of `atoms` since the last change."""
 
     def join(self, *others: Space) -> Space:
         """A copy of all side by side: nothing is unified yet."""
@@ -73,6 +75,7 @@ class Space:
         self.folded.update(other.folded)
         self._parent.update(other._parent)
         self._parts.update(other._parts)
+        self._atoms = {}
 
     def fresh(self, extent: Size) -> Atom:
         atom = next(_numbers)
@@ -83,21 +86,27 @@ class Space:
         return tuple(() if view_rules.is_one(n) else (self.fresh(n),) for n in shape)
 
     def find(self, atom: Atom) -> Atom:
-        while atom in self._parent:
-            atom = self._parent[atom]
-        return atom
+        parent = self._parent
+        root = atom
+        while root in parent:
+            root = parent[root]
+        while atom != root:
+            parent[atom], atom = root, parent[atom]
+        return root
 
     def leaves(self, atoms: Iterable[Atom]) -> Atoms:
         """The unsplit atoms of a product, outer to inner."""
+        parent, parts = self._parent, self._parts
         out: list[Atom] = []
         work = list(atoms)[::-1]
         while work:
-            atom = self.find(work.pop())
-            parts = self._parts.get(atom)
-            if parts is None:
-                out.append(atom)
+            atom = work.pop()
+            if atom in parent:
+                atom = self.find(atom)
+            if atom in parts:
+                work += parts[atom][::-1]
             else:
-                work += parts[::-1]
+                out.append(atom)
         return tuple(out)
 
     def of(self, key: Key) -> Dims:
@@ -106,13 +115,18 @@ class Space:
 
     def atoms(self, key: Key) -> Atoms:
         """All atoms of a value or use, outer to inner."""
-        return self.leaves(itertools.chain.from_iterable(self.dims[key]))
+        found = self._atoms.get(key)
+        if found is None:
+            found = self.leaves(itertools.chain.from_iterable(self.dims[key]))
+            self._atoms[key] = found
+        return found
 
     # -- unification ----------------------------------------------------------------------------
 
     def unify(self, a: Iterable[Atom], b: Iterable[Atom]) -> None:
         """Make two products one, splitting atoms where their factors divide."""
         left, right = list(a), list(b)
+        self._atoms = {}
         while left and right:
             p, q = self._last(left), self._last(right)
             if p == q:
@@ -400,48 +414,76 @@ def share_inputs(space: Space, facts: Facts, readings: Readings) -> None:
     Inputs that are views of one tensor (x and x.view(...)) are read in the same axes as far as the views
     keep them.
     """
-    origins: dict[fx.Node, list[fx.Node]] = {}
+    origins: dict[fx.Node, dict[fx.Node, Use]] = {}
     for value, uses in readings.items():
         known = [use for use in uses if use in space.dims]
         for use in known[1:]:
             try_unify(space, [(known[0], use)])
         if known:
-            origins.setdefault(_chain(facts, value)[-1], []).append(value)
+            origins.setdefault(origin_of(facts, value), {})[value] = known[0]
     for values in origins.values():
         if len(values) > 1:
-            _share_origin(space, facts, readings, values)
+            share_origin(space, facts, values)
 
 
-def _chain(facts: Facts, value: fx.Node) -> list[fx.Node]:
-    """A value from outside, what it is a view of, and so on."""
-    chain = [value]
-    while facts.is_outside_view(chain[-1]):
-        chain.append(facts.operands(chain[-1])[0][1])
-    return chain
+def share_across(space: Space, facts: Facts, left: Readings, right: Readings) -> None:
+    """The same for the readings of two groups, each of which has shared its own already."""
+    origins: dict[fx.Node, dict[fx.Node, Use]] = {}
+    for value, uses in left.items():
+        known = [use for use in uses if use in space.dims]
+        if known:
+            origins.setdefault(origin_of(facts, value), {})[value] = known[0]
+    for value, uses in right.items():
+        others = origins.get(origin_of(facts, value))
+        known = [use for use in uses if use in space.dims]
+        if not others or not known:
+            continue
+        if value in others:
+            try_unify(space, [(others[value], known[0])])
+        else:
+            first = next(iter(others))
+            share_origin(space, facts, {first: others[first], value: known[0]})
 
 
-def _share_origin(space: Space, facts: Facts, readings: Readings, values: Sequence[fx.Node]) -> None:
+def origin_of(facts: Facts, value: fx.Node) -> fx.Node:
+    """What a value from outside is a view of, in the end."""
+    while facts.is_outside_view(value):
+        value = facts.operands(value)[0][1]
+    return value
+
+
+def share_origin(space: Space, facts: Facts, values: dict[fx.Node, Use]) -> None:
+    """Unify readings of different views of one tensor, through the axes of the views."""
     pairs: list[tuple[Key, Key]] = []
     related = Space()
-    origin_keys: list[Key] = []
-    for value in values:
-        key: Key = next(use for use in readings[value] if use in space.dims)
-        for view in _chain(facts, value)[:-1]:
-            try:
-                if view not in related.dims:
-                    related.update(space_of(facts, view))
-            except (Conflict, exc.LoweringError):
+    ends: list[Key] = []
+    for value, use in values.items():
+        key: Key = use
+        while facts.is_outside_view(value):
+            if value not in facts.view_spaces:
+                facts.view_spaces[value] = view_space(facts, value)
+            view = facts.view_spaces[value]
+            if view is None:
                 return
-            pairs.append((key, view))
-            key = (view, facts.operands(view)[0][0])
-        origin_keys.append(key)
-    pairs += [(origin_keys[0], key) for key in origin_keys[1:]]
+            related.update(view)
+            pairs.append((key, value))
+            ((path, value),) = facts.operands(value)
+            key = (pairs[-1][1], path)
+        ends.append(key)
+    pairs += [(ends[0], key) for key in ends[1:]]
     try_unify(space, pairs, related)
+
+
+def view_space(facts: Facts, view: fx.Node) -> Space | None:
+    try:
+        return space_of(facts, view)
+    except (Conflict, exc.LoweringError):
+        return None
 
 
 def try_unify(space: Space, pairs: Sequence[tuple[Key, Key]], more: Space | None = None) -> bool:
     """Unify the dimensions of all pairs, or leave the space as it was. `more` joins the space first."""
-    if more is None and all(space.of(a) == space.of(b) for a, b in pairs):
+    if all(a in space.dims and b in space.dims and space.of(a) == space.of(b) for a, b in pairs):
         return True
     trial = space.join() if more is None else space.join(more)
     try:

@@ -32,7 +32,6 @@ UNIFORM = frozenset(
         prims.full.default, prims.scalar_tensor.default, prims.empty_strided.default,
     )
 )
-RANDOM = frozenset((prims.inductor_random.default, prims.inductor_randint.default))
 
 
 @dataclass(frozen=True)
@@ -254,12 +253,20 @@ def _single_places(region: Region) -> Iterable[Affine]:
             yield guard.place
         for where, _ in instance.branches:
             yield from (c.place for c in where)
-        if instance.kind == "compute" and instance.node.target in RANDOM:
+        if is_random(region.trace, instance):
             yield flat_place(region.trace, instance)
         elif (instance.kind == "constant" and instance.node.target not in UNIFORM) or (
             instance.kind == "compute" and _is_positional(region, instance)
         ):
             yield from (p for p in instance.index if isinstance(p, Affine))
+
+
+def is_random(trace: Trace, instance: Instance) -> bool:
+    """Whether an instance is random numbers, made of a seed and of the number of each element."""
+    facts = trace.facts
+    if instance.kind != "compute" or facts.row(instance.node).kind != "random":
+        return False
+    return all(not shape_of(operand) for _, operand in facts.operands(instance.node))
 
 
 def flat_place(trace: Trace, instance: Instance) -> Affine:

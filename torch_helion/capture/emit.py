@@ -20,7 +20,7 @@ from torch import fx
 
 from torch_helion import exc
 from torch_helion.capture.axes import Atom, Atoms, Key, outputs_of, refusal
-from torch_helion.capture.collapse import RANDOM, UNIFORM, Dimension, access_of, flat_place
+from torch_helion.capture.collapse import UNIFORM, Dimension, access_of, flat_place, is_random
 from torch_helion.capture.node_facts import is_tensor
 from torch_helion.capture.sizes import SizeTable, hint_of, host_size
 from torch_helion.capture.trace import Gathered, Index, Instance, Trace
@@ -386,7 +386,7 @@ class Emitter:
 
     def _result_specs(self, instance: Instance, folds: bool) -> list[TensorSpec]:
         node = instance.node
-        if node.target in RANDOM:
+        if is_random(self.trace, instance):
             flat = self.affine(flat_place(self.trace, instance))
             total = self._spec_size(product(self.trace.shape(node)))
             return [TensorSpec(node.meta["val"].dtype, (total,), ((),), (flat,))]

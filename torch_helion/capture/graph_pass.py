@@ -16,6 +16,7 @@ is in its text.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import hashlib
 import importlib.metadata
@@ -32,6 +33,7 @@ from torch.fx import Graph, Node
 from torch_helion import _hardware, _logging, exc, settings
 from torch_helion.capture import host_faults
 from torch_helion.capture import inductor_compat as inductor
+from torch_helion.capture.in_place import fold_copies
 from torch_helion.capture.node import KernelCall, RandomCall, new_random_numbers
 from torch_helion.capture.options import Request
 
@@ -72,8 +74,8 @@ class GraphRecord:
 
     regions: list[TakenRegion] = field(default_factory=list)
     declined: list[DeclinedNode] = field(default_factory=list)
-    left: Counter[str] = field(default_factory=Counter)
-    """operators outside of kernels that compute, by name"""
+    left: dict[str, Counter[str]] = field(default_factory=dict)
+    """who runs them ("ATen", "Inductor") → operators outside of kernels that compute"""
     faults: list[str] = field(default_factory=list)
     """guards of :mod:`host_faults` that changed the graph"""
     eligible: int = 0
@@ -81,6 +83,9 @@ class GraphRecord:
     covered: int = 0
     """those of them that are inside kernels"""
 
+
+graph_kind: contextvars.ContextVar[str] = contextvars.ContextVar("graph_kind", default="forward")
+"""What the graph being compiled is: forward, backward or inference."""
 
 Listener = Callable[[GraphRecord], None]
 listeners: list[Listener] = []
@@ -114,7 +119,7 @@ def default_stages() -> Stages:
         region_to_kernel=region_to_kernel.region_to_kernel,
         compile_kernel=compile_kernel,
         check=check.check_kernel,
-        lowerings=rows.LOWERINGS,
+        lowerings=rows.graph_lowerings(),
     )
 
 
@@ -161,9 +166,7 @@ class HelionPass(inductor.GraphPass):
         record.eligible = len(eligible)
         try:
             stages = self.stages or default_stages()
-            regions, declined = stages.find_regions(
-                graph, stages.lowerings, options=self.request.settings
-            )
+            regions, declined = stages.find_regions(graph, stages.lowerings, options={})
             record.declined += [_declined(d.node, d.reason) for d in declined]
         except Exception as error:
             if strict:
@@ -175,21 +178,26 @@ class HelionPass(inductor.GraphPass):
             with self._region_may_fail(region, record):
                 plans.append(plan_region(region, stages))
         replaced: dict[Node, Node] = {}
+        covered: set[Node] = set()
         for plan in plans:
             with self._region_may_fail(plan.region, record):
                 place(graph, plan, replaced)
                 record.regions.append(plan.taken)
-                record.covered += sum(node in eligible for node in plan.nodes)
+                covered.update(node for node in plan.nodes if node in eligible)
+        fold_copies(graph)
+        record.covered = len(covered)
         record.faults += host_faults.guard_graph(graph)
         rewrite_left_over(graph)
-        record.left.update(
-            str(node.target) for node in graph.nodes if is_eligible(node) and node.users
-        )
+        for node in graph.nodes:
+            if is_eligible(node) and node.users:
+                who = "ATen" if inductor.runs_in_aten(node) else "Inductor"
+                record.left.setdefault(who, Counter())[str(node.target)] += 1
         graph.lint()
+        left = ", ".join(f"{sum(n.values())} calls left to {who}" for who, n in record.left.items())
         log.info(
-            "graph: %d of %d calls in %d kernels, %d calls left",
-            record.covered, record.eligible, len(record.regions), sum(record.left.values()),
-        )
+            "%s graph: %d of %d calls in %d kernels; %s",
+            graph_kind.get(), record.covered, record.eligible, len(record.regions), left or "none left",
+        )  # fmt: skip
 
 
     @contextlib.contextmanager
@@ -229,7 +237,7 @@ class Plan:
 def plan_region(region: Any, stages: Stages) -> Plan:
     """Make and check a region's kernel; raises if that fails. The graph is not changed."""
     nodes = tuple(region.nodes)
-    _require_closed(nodes, region.outputs)
+    _staying(nodes, region.outputs)
     made = stages.region_to_kernel(region, stages.lowerings)
     call, inputs, outputs = _kernel_call(region, made)
     text = call.text = stages.compile_kernel(made.kernel, made.hints)
@@ -246,16 +254,18 @@ def _kernel_call(region: Any, made: Any) -> tuple[KernelCall, list[Node], list[N
     inputs: list[Node] = []
     outputs: list[Node] = []
     order: list[tuple[str, int]] = []
+    written = set(region.outputs)
     for buffer, node in zip(made.kernel.arguments, made.tensors, strict=True):
-        if buffer.role not in ("in", "out"):
-            raise exc.CaptureError(f"{buffer.name}: a kernel that updates an input in place")
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or value.dtype != buffer.dtype:
             raise exc.CaptureError(f"{buffer.name}: {value!r} for a buffer of {buffer.dtype}")
-        side, name = (inputs, "in") if buffer.role == "in" else (outputs, "out")
-        order.append((name, len(side)))
-        side.append(node)
-    if set(outputs) != set(region.outputs) or len(set(outputs)) != len(outputs):
+        if buffer.role not in ("in", "out") or (buffer.role == "out") > (node in written):
+            raise exc.CaptureError(f"{buffer.name}: a kernel that updates an input in place")
+        side, name = (outputs, "out") if node in written else (inputs, "in")
+        if node not in side:  # a tensor may be read in several ways
+            side.append(node)
+        order.append((name, side.index(node)))
+    if set(outputs) != written:
         raise exc.CaptureError("the kernel's outputs are not those of the region")
     if set(inputs) & set(region.nodes):
         raise exc.CaptureError("the kernel reads a node of its own region")
@@ -267,21 +277,37 @@ def _kernel_call(region: Any, made: Any) -> tuple[KernelCall, list[Node], list[N
         order=[i if side == "in" else len(inputs) + i for side, i in order],
         sizes=tuple(made.sizes),
         many=len(outputs) > 1,
+        kernel=made.kernel,
     )
     return call, inputs, outputs
 
 
-def _require_closed(nodes: Sequence[Node], outputs: Sequence[Node]) -> None:
-    """Nothing but the outputs is used outside."""
-    inside = set(nodes)
-    for node in inside - set(outputs):
-        if outside := [user for user in node.users if user not in inside]:
-            raise exc.CaptureError(f"{node} is used by {outside[0]}, but is no output of its region")
+def _staying(nodes: Sequence[Node], outputs: Sequence[Node]) -> set[Node]:
+    """Nodes of a region that are used outside without being outputs: views of those, constants."""
+    inside, written = set(nodes), set(outputs)
+    staying: set[Node] = set()
+    for node in reversed(nodes):
+        users = set(node.users)
+        if node not in written and (users - inside or users & staying):
+            staying.add(node)
+    for node in staying:
+        for source in node.all_input_nodes:
+            if source in inside and source not in staying and source not in written:
+                raise exc.CaptureError(f"{node} is used outside of its region, but is no output")
+    return staying
 
 
-def _require_convex(graph: Graph, nodes: Sequence[Node]) -> None:
-    """No path leads out of the region and back into it: else one call cannot stand for it."""
-    inside = set(nodes)
+def _require_convex(graph: Graph, nodes: Sequence[Node], staying: set[Node]) -> None:
+    """No path leads out of the region and back into it: else one call cannot stand for it.
+
+    Constants that stay in the graph are computed by the call as well: no path begins at them.
+    """
+    again: set[Node] = set()
+    region = set(nodes)
+    for node in nodes:
+        if node in staying and all(s in again for s in node.all_input_nodes if s in region):
+            again.add(node)
+    inside = region - again
     if not inside:
         raise exc.CaptureError("a region without nodes")
     waiting, tainted = set(inside), set()
@@ -305,10 +331,11 @@ def place(graph: Graph, plan: Plan, replaced: dict[Node, Node]) -> None:
     It stands behind the region's last node, and what used the outputs before that behind it.
     ``replaced`` says what stands for the outputs of regions placed before, and is added to.
     """
-    _require_convex(graph, plan.nodes)
+    staying = _staying(plan.nodes, plan.outputs)
+    _require_convex(graph, plan.nodes, staying)
     inside = set(plan.nodes)
     in_order = [node for node in graph.nodes if node in inside]
-    between = _nodes_between(in_order[0], in_order[-1], inside)
+    between = _nodes_between(in_order[0], in_order[-1], inside - staying)
     inputs = tuple(replaced.get(node, node) for node in plan.inputs)
     with graph.inserting_after(in_order[-1]):
         new = graph.call_function(plan.call, inputs)  # type: ignore[arg-type]
@@ -332,17 +359,20 @@ def place(graph: Graph, plan: Plan, replaced: dict[Node, Node]) -> None:
             cursor = node
             late.add(node)
     for node in reversed(in_order):
-        graph.erase_node(node)
+        if node not in staying:
+            graph.erase_node(node)
 
 
-def _nodes_between(first: Node, last: Node, inside: set[Node]) -> list[Node]:
+def _nodes_between(first: Node, last: Node, leaving: set[Node]) -> list[Node]:
+    """The nodes from ``first`` to ``last`` that stay in the graph."""
     found = []
     node = first
-    while node is not last:
-        if node not in inside:
+    while True:
+        if node not in leaving:
             found.append(node)
+        if node is last:
+            return found
         node = node.next
-    return found
 
 
 def _meta_of(node: Node) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from torch_helion.capture.graph_pass import (
     changed_settings,
     draw_numbers_eagerly,
     draws_numbers,
+    graph_kind,
 )
 from torch_helion.capture.options import Request
 
@@ -110,7 +111,9 @@ class InnerCompiler:
         self.request = request
 
     def __call__(self, gm: GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
-        what = "backward graph" if kwargs.get("is_backward") else "forward graph"
+        kind = "backward" if kwargs.get("is_backward") else "forward"
+        kind = "inference" if kwargs.get("is_inference") else kind
+        what = f"{kind} graph"
         saved = _copy_of(gm)
         rungs: list[tuple[str, Callable[[], Any]]] = []
         wrapper = next((name for name in _WITHOUT_OUR_NODES if kwargs.get(name)), None)
@@ -123,8 +126,12 @@ class InnerCompiler:
             # what the forward drew: such graphs are never given to it.
             rungs.append(("plain Inductor", functools.partial(self._plain, saved, inputs, kwargs)))
         rungs.append(("eager", functools.partial(_run_eagerly, saved)))
-        with settings.patch(**changed_settings(self.request.settings)):
-            return _first_that_works(rungs, what)
+        token = graph_kind.set(kind)
+        try:
+            with settings.patch(**changed_settings(self.request.settings)):
+                return _first_that_works(rungs, what)
+        finally:
+            graph_kind.reset(token)
 
     def _plain(self, saved: GraphModule, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         options = {

@@ -196,6 +196,17 @@ def _constants_allowed(inputs: Sequence[Any]) -> Iterator[None]:
         mode.allow_non_fake_inputs = allowed
 
 
+@contextlib.contextmanager
+def without_caches() -> Iterator[None]:
+    """Graphs compiled inside are neither taken from Inductor's caches nor put there."""
+    functorch_config = importlib.import_module("torch._functorch.config")
+    with (
+        config.patch({"fx_graph_cache": False, "fx_graph_remote_cache": False}),
+        functorch_config.patch({"enable_autograd_cache": False}),  # type: ignore[attr-defined]
+    ):
+        yield
+
+
 def quiet_runtime() -> None:
     """No profiler records around the calls that dynamo generates now (1.5 to 1.9 µs a call).
 
@@ -463,9 +474,14 @@ def lower_kernel(call: Any, args: Sequence[Any]) -> Any:
         )
         for x, value in zip(args, call.input_values, strict=True)
     ]
-    layouts = [_layout_of(value) for value in call.output_values]
-    outputs = HelionKernel(call, inputs, layouts).get_outputs()
-    boxes = [ir.TensorBox.create(buffer) for buffer in outputs]
+    layouts = {
+        i: _layout_of(v) for i, v in enumerate(call.output_values) if i not in call.updates
+    }
+    kernel = HelionKernel(call, inputs, layouts)
+    made = {i: ir.TensorBox.create(buffer) for i, buffer in kernel.made.items()}
+    boxes = [
+        made[i] if i in made else args[call.updates[i]] for i in range(len(call.output_values))
+    ]
     return boxes if call.many else boxes[0]
 
 
@@ -496,34 +512,48 @@ class HelionKernel(_ExternKernel):
     """A kernel of ours in Inductor's graph. Its outputs are buffers that Inductor allocates.
 
     The node itself is the first output; further ones are plain buffers that name it as the
-    operation which defines them, so that scheduling and memory planning see all of them.
+    operation which defines them, so that scheduling and memory planning see all of them. Outputs
+    that the call writes into an input are mutations of that input.
     """
 
-    def __init__(self, call: Any, inputs: Sequence[Any], layouts: Sequence[Any]) -> None:
+    def __init__(self, call: Any, inputs: Sequence[Any], layouts: Mapping[int, Any]) -> None:
+        own = list(layouts.items())
+        first = own[0][1] if own else ir.NoneLayout(device=call.output_values[0].device)
         super().__init__(
             None,
-            layouts[0],
+            first,
             list(inputs),
             constant_args=tuple(call.sizes),
             python_kernel_name=call.name,
         )
         self.call = call
+        self.allocates = bool(own)
         self.name = V.graph.register_buffer(self)
         V.graph.register_operation(self)
-        self.further = [FurtherOutput(layout, self) for layout in layouts[1:]]
+        self.made: dict[int, Any] = {i: self for i, _ in own[:1]}
+        self.made.update({i: FurtherOutput(layout, self) for i, layout in own[1:]})
+        self.mutation_outputs = [
+            ir.MutationOutput(ir.NoneLayout(device=inputs[j].get_device()), inputs[j], self)
+            for j in call.updates.values()
+        ]
 
     def should_allocate(self) -> bool:
-        return True
+        return self.allocates
 
     def get_outputs(self) -> list[Any]:
-        return [self, *self.further]
+        further = [buffer for buffer in self.made.values() if buffer is not self]
+        return [self, *further, *self.mutation_outputs]
 
     def codegen(self, wrapper: Any) -> None:
         with contextlib.suppress(Exception):  # a comment must not cost the kernel
             self.codegen_comment(wrapper)
         name = _define(wrapper, self.call.name, self.call.text)
         references = [x.codegen_reference() for x in self.inputs]
-        references += [_output_reference(wrapper, buffer) for buffer in self.get_outputs()]
+        for i in range(len(self.call.output_values)):
+            if i in self.made:
+                references.append(_output_reference(wrapper, self.made[i]))
+            else:
+                references.append(references[self.call.updates[i]])
         arguments = [references[i] for i in self.call.order]
         arguments += [wrapper.codegen_sizevar(sympy.sympify(s)) for s in self.call.sizes]
         wrapper.writeline(LaunchLine(wrapper, name, tuple(arguments)))
@@ -736,7 +766,9 @@ def _is_plain(line: Any) -> bool:
 def _frees_much(line: Any) -> bool:
     if type(line).__name__ not in ("FreeLine", "FreeIfNotReusedLine"):
         return False
-    if getattr(line, "is_reused", False) or not hasattr(line.node, "get_numel"):
+    if getattr(line, "is_reused", False) or not isinstance(
+        getattr(line.node, "layout", None), ir.Layout
+    ):
         return False
     size = V.graph.sizevars.optimization_hint(line.node.get_numel(), fallback=_BIG)
     return bool(size * line.node.get_dtype().itemsize >= _BIG)

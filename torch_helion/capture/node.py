@@ -33,6 +33,10 @@ class KernelCall:
     """ints and expressions over the graph's symbols, in the order of the kernel's int arguments"""
     many: bool = False
     """whether the node's value is a tuple"""
+    kernel: Any = None
+    """the tile IR, for passes that come after (:class:`torch_helion.ir.graph.Kernel`)"""
+    updates: dict[int, int] = field(default_factory=dict)
+    """outputs that are written into an input: number of the output → number of the input"""
     _inductor_lowering_function: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:

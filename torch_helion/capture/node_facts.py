@@ -9,7 +9,8 @@ Kinds:
 `compute`  has a row that makes code; may be an output of a region.
 `move`     copies elements from elsewhere (cat, pad, gather, a reshape that strides cannot express).
 `view`     shares memory with an operand that is one of ours: an index map inside a region, free outside.
-`constant` is made of nothing (full, iota) or is a plain view of such: made again wherever it is used.
+`constant` is made of nothing (full, iota), or of such by views and a few cheap operations: made again wherever
+           it is used.
 `item`     takes one result of a `compute` node with several.
 `outside`  everything else: an input of a region at most. A view of it is outside as well (it costs nothing
            there), so a region reads it through the strides that it has.
@@ -32,6 +33,7 @@ from torch_helion.lowering import view as view_rules
 from torch_helion.lowering.registry import Lowering
 
 aten = torch.ops.aten
+prims = torch.ops.prims
 
 Path = tuple[Any, ...]
 """Where an argument stands: (position,), (position, item in a list) or (keyword,)."""
@@ -62,6 +64,12 @@ _PLAIN = frozenset(
 )
 
 
+MAX_CONSTANT = 8
+"""Calls in an integer expression of constants that is made again at each use."""
+
+_FLOATS_OF_CONSTANTS = frozenset((prims.convert_element_type.default, aten.where.self))
+
+
 class Facts:
     """Kinds, rows and operands of nodes, each found at its first use."""
 
@@ -69,20 +77,22 @@ class Facts:
         self,
         lowerings: Mapping[OpOverload, Lowering],
         probe: Callable[[Facts, fx.Node], str | None] | None = None,
+        owned: Iterable[fx.Node] = (),
     ) -> None:
         self.lowerings = lowerings
+        self._owned = set(owned)
+        """Nodes that are no constants, since their values are stored."""
         self.reasons: dict[fx.Node, str] = {}
         """Why a call that does work is `outside`."""
+        self.view_spaces: dict[fx.Node, Any] = {}
+        """Axis spaces of views that stand outside, made when two inputs have one origin."""
         self._probe = probe
         self._kinds: dict[fx.Node, str] = {}
         self._operands: dict[fx.Node, tuple[tuple[Path, fx.Node], ...]] = {}
 
     def row(self, node: fx.Node) -> Lowering:
         """The row of a node that is ours; of an item that is a view, that of the call that it belongs to."""
-        target = self.call(node).target
-        if target is view_rules.SEED.overload:
-            return view_rules.SEED
-        return self.lowerings[target]  # type: ignore[index]
+        return self.lowerings[self.call(node).target]  # type: ignore[index]
 
     def call(self, node: fx.Node) -> fx.Node:
         """The operator call that makes a node: itself, or what a `getitem` takes from."""
@@ -153,14 +163,35 @@ class Facts:
         operands = self.operands(node)
         if row.kind == "creation" and not operands:
             return "constant"
+        sources = {self.kind(n) for _, n in operands}
+        if sources == {"constant"} and node not in self._owned:
+            if is_plain(node) or (row.kind == "pointwise" and self._is_small_constant(node)):
+                return "constant"
         if row.kind not in ("view", "gather"):
             return "compute"
-        sources = {self.kind(n) for _, n in operands}
-        if sources == {"constant"} and is_plain(node):
-            return "constant"
-        if row.kind == "gather" or node.target in view_rules.COPIES or not shares_memory(node):
+        if row.kind == "gather" or _is_copy(node, row) or not shares_memory(node):
             return "move"
         return "outside" if sources == {"outside"} else "view"
+
+    def _is_small_constant(self, node: fx.Node) -> bool:
+        """An integer or bool expression of constants of few calls: masks, positions."""
+        value = node.meta["val"]
+        floating = not isinstance(value, torch.Tensor) or value.dtype.is_floating_point
+        if floating and node.target not in _FLOATS_OF_CONSTANTS:
+            return False
+        seen = {node}
+        work = [node]
+        while work:
+            for _, operand in self.operands(work.pop()):
+                if operand not in seen:
+                    seen.add(operand)
+                    work.append(operand)
+        return sum(self.row(n).kind == "pointwise" for n in seen) <= MAX_CONSTANT
+
+    def own(self, nodes: Iterable[fx.Node]) -> None:
+        """These are no constants from now on: their values are needed in memory."""
+        self._owned.update(nodes)
+        self.forget(nodes)
 
     def _classify_item(self, node: fx.Node) -> str:
         source = node.args[0]
@@ -177,7 +208,7 @@ class Facts:
             return "not a call of an operator"
         if target._schema.is_mutable:
             return f"{target} changes its operands"
-        if target not in self.lowerings and target is not view_rules.SEED.overload:
+        if target not in self.lowerings:
             return f"no lowering for {target}"
         if target in _NOT_ELEMENTWISE:
             return f"{target} is expected in parts"
@@ -255,6 +286,10 @@ def _is_subclass(value: torch.Tensor) -> bool:
     from torch._subclasses.fake_tensor import FakeTensor
 
     return type(value) not in plain and not isinstance(value, FakeTensor)
+
+
+def _is_copy(node: fx.Node, row: Lowering) -> bool:
+    return node.target in view_rules.COPIES or row.rule is view_rules.lookup_seed
 
 
 def shares_memory(node: fx.Node) -> bool:

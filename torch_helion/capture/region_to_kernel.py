@@ -79,7 +79,7 @@ def region_to_kernel(region: Region, lowerings: Mapping[OpOverload, Lowering]) -
         found = {s: hint_of(n, hints) for s, n in zip(names, sizes, strict=True)}
         return RegionKernel(kernel, tuple(nodes[n] for n in numbers), sizes,
                             {s: 1 if n is None else n for s, n in found.items()})
-    built = build(Facts(lowerings), region, hints)
+    built = build(Facts(lowerings, owned=region.outputs), region, hints)
     while len(kept) >= MAX_KEPT:
         kept.pop(next(iter(kept)))
     numbers = tuple(nodes.index(n) for n in built.tensors)

@@ -36,6 +36,7 @@ from torch_helion.capture.axes import (
     connect,
     outputs_of,
     readings_of,
+    share_across,
     share_inputs,
     space_of,
 )
@@ -110,6 +111,9 @@ def find_regions(
     regions: list[Region] = []
     for group in sorted(grower.groups(), key=lambda g: grower.number[g.nodes[-1]]):
         regions += grower.finish(group)
+    for group in grower.grow_constants(regions):
+        regions += grower.finish(group)
+    regions.sort(key=lambda r: grower.number[r.nodes[-1]])
     taken = {n for region in regions for n in region.nodes}
     return regions, grower.declined(taken)
 
@@ -181,6 +185,7 @@ class Grower:
     def _start(self, call: fx.Node) -> Group | None:
         try:
             space = space_of(self.facts, call)
+            share_inputs(space, self.facts, readings_of(self.facts, [call], set()))
         except (Conflict, exc.LoweringError) as error:
             self.notes[call] = str(error)
             return None
@@ -222,7 +227,8 @@ class Grower:
         connect(space, self.facts, b.nodes, set(a.nodes))
         connect(space, self.facts, a.nodes, set(b.nodes))
         inside = {*a.nodes, *b.nodes}
-        share_inputs(space, self.facts, readings_of(self.facts, (*a.nodes, *b.nodes), inside))
+        left, right = (readings_of(self.facts, g.nodes, inside) for g in (a, b))
+        share_across(space, self.facts, left, right)
         space.check_distinct()
         return space
 
@@ -310,6 +316,26 @@ class Grower:
         while node in inside and self.facts.kind(node) == "view":
             node = self.facts.operands(node)[0][1]
         return node not in inside
+
+    def grow_constants(self, regions: Sequence[Region]) -> list[Group]:
+        """Groups of what was taken for constants and is needed in memory: host nodes use it."""
+        taken = {n for region in regions for n in region.nodes}
+        needed = [
+            n for n in self.number
+            if self.facts.kind(n) == "constant" and self.facts.operands(n)
+            and self.facts.row(n).kind == "pointwise"
+            and any(self._is_host(user, taken) for user in n.users)
+        ]
+        self.facts.own(needed)
+        self.grow(needed)
+        return list(dict.fromkeys(self.group_of[n] for n in needed if n in self.group_of))
+
+    def _is_host(self, node: fx.Node, taken: set[fx.Node]) -> bool:
+        if node in taken:
+            return False
+        if self.facts.kind(node) != "constant":
+            return True
+        return any(self._is_host(user, taken) for user in node.users)
 
     # -- siblings -------------------------------------------------------------------------------
 

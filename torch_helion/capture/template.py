@@ -20,8 +20,9 @@ be cheap; one root covers the whole iteration space.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sympy
 from torch import fx
@@ -98,13 +99,20 @@ class Shape:
     cost: Callable[[fx.Node], int]
     """Rough vector operations of one element of a node."""
 
+    _atoms: dict[fx.Node, frozenset[Atom]] = field(default_factory=dict)
+
     def atoms(self, node: fx.Node) -> frozenset[Atom]:
-        return frozenset(self.space.atoms(node)) if node in self.space.dims else frozenset()
+        found = self._atoms.get(node)
+        if found is None:
+            found = frozenset(self.space.atoms(node)) if node in self.space.dims else frozenset()
+            self._atoms[node] = found
+        return found
 
     def extent(self, atoms: Sequence[Atom] | frozenset[Atom]) -> int | None:
         """The likely number of elements of a product of atoms."""
         return hint_of(product(self.space.extents[a] for a in atoms), self.hints)
 
+    @functools.cached_property
     def folds(self) -> list[Fold]:
         found = []
         for node in self.nodes:
@@ -131,7 +139,7 @@ def templates(shape: Shape, limits: Limits) -> tuple[list[Template], str]:
 
 
 def _candidates(shape: Shape, limits: Limits) -> Iterator[Template | str]:
-    folds = shape.folds()
+    folds = shape.folds
     every: frozenset[Atom] = frozenset().union(
         *(shape.atoms(o) for o in shape.outputs), *(f.atoms for f in folds)
     )
@@ -148,7 +156,8 @@ def _candidates(shape: Shape, limits: Limits) -> Iterator[Template | str]:
         yield from _outer(shape, every, folds)
         yield all_inner
     sizes = [shape.space.extents[a] for a in every]
-    if all(isinstance(n, int) for n in sizes) and int(product(sizes)) <= limits.max_single_step:
+    whole = any(not f.kept for f in folds)
+    if whole and all(isinstance(n, int) for n in sizes) and int(product(sizes)) <= limits.max_single_step:
         yield Template(frozenset(), every)
 
 
@@ -203,7 +212,7 @@ def _dependents(shape: Shape, sources: Sequence[fx.Node]) -> tuple[fx.Node, ...]
 
 def check(shape: Shape, t: Template, limits: Limits) -> str | None:
     """Why the region cannot have this template; None if it can."""
-    folds = shape.folds()
+    folds = shape.folds
     second = {*t.outer, *t.finish}
     inner = [f for f in folds if f.node not in t.outer]
     if any(f.node in second for f in inner):

@@ -190,6 +190,8 @@ class Trace:
         """The guards without which `index` might be out of range."""
         if not guards or self.in_range(key, index):
             return ()
+        if isinstance(key, fx.Node) and self.facts.kind(key) == "constant":
+            return ()
         names = {n for p in index for n in _names_of(p)}
         return tuple(g for g in guards if names & set(g.place.axis_names))
 
@@ -225,8 +227,8 @@ class Trace:
             return self._item(node, index, guards)
         if kind in ("view", "move") or self.facts.row(node).kind in ("view", "gather"):
             return self._read(node, index, guards)
-        if kind == "constant":
-            return Instance("constant", node, index, guards)
+        if kind == "constant" and not self.facts.operands(node):
+            return Instance("constant", node, index)
         if node in self.space.folded:
             return self._reduction(node, node, index)
         return self._elementwise(node, node, index, guards)

@@ -46,7 +46,10 @@ def op_text(op: Op, names: Names | None = None) -> str:
     """One operation on one line, without its regions."""
     names = Names() if names is None else names
     operands = [names[v] for v in op.operands]
-    text = _ROWS.get(op.kind, _other)(op, operands)
+    try:
+        text = _ROWS.get(op.kind, _other)(op, operands)
+    except (KeyError, IndexError, AttributeError):  # an op that the verifier is about to refuse
+        text = _other(op, operands)
     results = ", ".join(f"{names[r]}: {r.type}" for r in op.results)
     return f"{results} = {text}" if results else text
 

@@ -57,9 +57,7 @@ def normal(seed: int | Tensor, index: Tensor) -> Tensor:
     return (torch.sqrt(-2.0 * torch.log(u.double())) * torch.cos(angle)).float()
 
 
-def randint(
-    seed: int | Tensor, index: Tensor, low: int | Tensor, high: int | Tensor
-) -> Tensor:
+def randint(seed: int | Tensor, index: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
     """int64 in [low, high): the upper half of (words 1, 0) times high - low."""
     first, second, _, _ = words(seed, index)
     start = torch.as_tensor(low, dtype=torch.int64, device=index.device)

@@ -35,6 +35,7 @@ from torch_helion.ir.source_text import (
     size_expr,
     size_text,
     sum_expr,
+    wrapped,
 )
 from torch_helion.ir.types import (
     Affine,
@@ -114,7 +115,12 @@ class _Printer:
 
     def line(self, text: str, comment: str = "") -> None:
         note = f"  # {comment}" if comment else ""
-        self.lines.append("    " * self.depth + text + note if text else "")
+        room = _WIDTH - 4 * self.depth
+        if len(text + note) > room and note:
+            text, note = f"# {comment}\n{text}", ""
+        for line in text.split("\n"):
+            for piece in wrapped(line + note, room):
+                self.lines.append("    " * self.depth + piece)
 
     def note(self, op: Op) -> str:
         """Where the op comes from, said once for a run of statements."""
@@ -239,10 +245,10 @@ class _Printer:
         if self.inlines(op, expr):
             self.values[op.result] = expr
         else:
-            note = self.note(op)
-            note += " (an index outside is an error)" if op.attrs.get("checked") else ""
+            notes = [self.note(op)]
+            notes += ["an index outside is an error"] if op.attrs.get("checked") else []
             name = self.names.new(op.result.hint)
-            self.line(f"{name} = {expr.text}", note.strip())
+            self.line(f"{name} = {expr.text}", "; ".join(filter(None, notes)))
             self.values[op.result] = Expr(name)
 
     def inlines(self, op: Op, expr: Expr) -> bool:

@@ -52,6 +52,38 @@ class Identifiers:
         return name
 
 
+def wrapped(line: str, width: int) -> list[str]:
+    """A statement that is too long and ends in a call: one argument of the call a line."""
+    start = _last_call(line)
+    if len(line) <= width or start is None:
+        return [line]
+    arguments = _split(line[start:-1])
+    return [line[:start], *(f"    {argument}," for argument in arguments), ")"]
+
+
+def _last_call(line: str) -> int | None:
+    """Where the arguments begin of the call that the line ends with."""
+    depth = 0
+    for place in range(len(line) - 1, -1, -1):
+        depth += (line[place] in ")]") - (line[place] in "([")
+        if depth == 0:
+            called = line.endswith(")") and line[place] == "(" and line[place - 1 : place].isalnum()
+            return place + 1 if called else None
+    return None
+
+
+def _split(arguments: str) -> list[str]:
+    """At the commas that are in no parentheses."""
+    parts, depth = [""], 0
+    for char in arguments:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts]
+
+
 # -- sizes and numbers --------------------------------------------------------------------------
 
 

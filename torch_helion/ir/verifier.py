@@ -68,18 +68,18 @@ class _Scope:
 
     def check_size(self, size: Size, what: str) -> None:
         symbols: set[Any] = getattr(size, "free_symbols", set())
-        unknown = symbols - self.symbols
-        names = ", ".join(sorted(str(s) for s in unknown))
-        self.require(not unknown, f"{what} {size}: {names} is no size or block of this kernel")
-        self.require(
-            isinstance(size, int | sympy.Expr) and not isinstance(size, bool),
-            f"{what} {size!r} is no size expression",
-        )
+        # Texts of sizes are slow to make: only for an error.
+        if not symbols <= self.symbols:
+            names = ", ".join(sorted(str(s) for s in symbols - self.symbols))
+            self.fail(f"{what} {size}: {names} is no size or block of this kernel")
+        if not isinstance(size, int | sympy.Expr) or isinstance(size, bool):
+            self.fail(f"{what} {size!r} is no size expression")
 
     def check_axis(self, axis: Axis) -> None:
         known = self.axes.setdefault(axis.name, axis)
-        self.require(known == axis, f"two axes are named {axis.name!r}: {known} and {axis}")
-        self.check_size(axis.size, f"size of axis {axis.name}")
+        if known != axis:
+            self.fail(f"two axes are named {axis.name!r}: {known} and {axis}")
+        self.check_size(axis.size, "axis size")
         if axis.kind == "block":
             self.require(axis.name in self.block_axes(), f"no loop over {axis.name!r} around this")
 
@@ -171,7 +171,8 @@ def _check_op(s: _Scope, op: Op) -> None:
     s.op = op
     s.require(op.kind in OP_KINDS, f"unknown kind {op.kind!r}")
     for operand in op.operands:
-        s.require(operand in s.defined, f"{operand!r} is used before its definition")
+        if operand not in s.defined:
+            s.fail(f"{operand!r} is used before its definition")
     needed = _ATTRIBUTES.get(op.kind, ())
     missing = [name for name in needed if name not in op.attrs]
     s.require(not missing, f"attributes {missing} are missing")
@@ -179,13 +180,15 @@ def _check_op(s: _Scope, op: Op) -> None:
         s.require(not op.regions, "an op of this kind has no regions")
     for result in op.results:
         names = result.type.axis_names
-        s.require(len(set(names)) == len(names), f"an axis occurs twice in {result.type}")
+        if len(set(names)) != len(names):
+            s.fail(f"an axis occurs twice in {result.type}")
         for axis in result.type.axes:
             s.check_axis(axis)
     _RULES[op.kind](s, op)
     s.op = op
     for result in op.results:
-        s.require(result not in s.defined, f"{result!r} is defined twice")
+        if result in s.defined:
+            s.fail(f"{result!r} is defined twice")
         s.defined.add(result)
 
 
@@ -198,12 +201,11 @@ def _counts(s: _Scope, op: Op, operands: int, results: int) -> None:
 
 
 def _has_type(s: _Scope, value: Value, dtype: torch.dtype, axes: Iterable[str]) -> None:
-    s.require(value.type.dtype == dtype, f"the result is {value.type}, {dtype} expected")
+    if value.type.dtype != dtype:
+        s.fail(f"the result is {value.type}, {dtype} expected")
     names = set(axes)
-    s.require(
-        set(value.type.axis_names) == names,
-        f"the result is {value.type}, axes {sorted(names)} expected",
-    )
+    if set(value.type.axis_names) != names:
+        s.fail(f"the result is {value.type}, axes {sorted(names)} expected")
 
 
 def _axis_names(values: Iterable[Value]) -> set[str]:
@@ -262,8 +264,8 @@ def _check_while(s: _Scope, op: Op) -> None:
 
 
 def _scalar(s: _Scope, value: Value, dtype: torch.dtype) -> None:
-    right = value.type.dtype == dtype and not value.type.axes
-    s.require(right, f"{value!r} must be a rank-0 {dtype}")
+    if value.type.dtype != dtype or value.type.axes:
+        s.fail(f"{value!r} must be a rank-0 {dtype}")
 
 
 def _check_yield(s: _Scope, op: Op) -> None:
@@ -293,7 +295,8 @@ def _check_access(s: _Scope, op: Op, gathered: Sequence[Value]) -> set[str]:
     used = sorted(e.operand for e in index if isinstance(e, Gather))
     s.require(used == list(range(len(gathered))), "gathered indices do not match their operands")
     for value in gathered:
-        s.require(value.type.dtype is torch.int64, f"gathered index {value!r} is no int64")
+        if value.type.dtype is not torch.int64:
+            s.fail(f"gathered index {value!r} is no int64")
     axes = _axis_names(gathered)
     for expr in index:
         if isinstance(expr, Affine):
@@ -338,9 +341,8 @@ def _check_store(s: _Scope, op: Op) -> None:
     value, *rest = op.operands
     index_axes = _check_access(s, op, rest)
     buffer = s.buffers[op.attrs["buffer"]]
-    s.require(
-        value.type.dtype == buffer.dtype, f"{value!r} is stored into {buffer.dtype} {buffer.name}"
-    )
+    if value.type.dtype != buffer.dtype:
+        s.fail(f"{value!r} is stored into {buffer.dtype} {buffer.name}")
     s.require(buffer.role != "in", f"{buffer.name} is an input: nothing may be stored to it")
     if op.kind == "store":
         _check_store_covers(s, op, index_axes, _axis_names(op.operands))
@@ -377,9 +379,11 @@ def _check_pointwise(s: _Scope, op: Op) -> None:
     typed = op.operands
     if row.result == "where":
         condition, typed = op.operands[0], op.operands[1:]
-        s.require(condition.type.dtype is torch.bool, f"the condition is {condition.type}")
+        if condition.type.dtype is not torch.bool:
+            s.fail(f"the condition is {condition.type}")
     dtypes = {v.type.dtype for v in typed}
-    s.require(len(dtypes) == 1, f"operands of different dtypes: {[str(v.type) for v in typed]}")
+    if len(dtypes) != 1:
+        s.fail(f"operands of different dtypes: {[str(v.type) for v in typed]}")
     (dtype,) = dtypes
     _in_domain(s, row.name, dtype, row.domain)
     _not_half(s, dtype, row.name)
@@ -456,7 +460,8 @@ def _check_rng(s: _Scope, op: Op) -> None:
     s.require(fn in RNG, f"no random function {fn!r}")
     _counts(s, op, 4 if fn == "randint" else 2, 1)
     for value in op.operands:
-        s.require(value.type.dtype is torch.int64, f"{value!r} is no int64")
+        if value.type.dtype is not torch.int64:
+            s.fail(f"{value!r} is no int64")
     for value in (op.operands[0], *op.operands[2:]):
         _scalar(s, value, torch.int64)
     dtype = op.result.type.dtype
@@ -497,7 +502,8 @@ def _check_dot(s: _Scope, op: Op) -> None:
     _counts(s, op, 2, 1)
     k = op.attrs["k"]
     for value in op.operands:
-        s.require(k in value.type.axis_names, f"{value!r} has no axis {k!r}")
+        if k not in value.type.axis_names:
+            s.fail(f"{value!r} has no axis {k!r}")
     _has_type(s, op.result, op.attrs["acc"], _axis_names(op.operands) - {k})
 
 

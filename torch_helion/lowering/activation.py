@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from torch_helion.lowering.pointwise import Formula, clamp_between, family, rows
+from torch_helion.lowering.elementwise import Formula, family, rows
 from torch_helion.lowering.promotion import (
     DEFAULT,
     Number,
@@ -23,6 +23,7 @@ from torch_helion.lowering.promotion import (
     results,
 )
 from torch_helion.lowering.registry import Context, Lowering
+from torch_helion.lowering.selection import clamp_between
 
 aten = torch.ops.aten
 
@@ -182,8 +183,9 @@ def elu_backward(cx: Context, *args: Any, **kwargs: Any) -> Any:
     return results(cx, (y <= 0).where(negative, grad * scale))
 
 
-def leaky_relu_backward(grad: Term, x: Term, negative_slope: Number,
-                        self_is_result: bool = False) -> Term:
+def leaky_relu_backward(
+    grad: Term, x: Term, negative_slope: Number, self_is_result: bool = False
+) -> Term:
     return (x > 0).where(grad, grad * negative_slope)
 
 

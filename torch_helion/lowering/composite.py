@@ -13,9 +13,17 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from torch_helion.ir.graph import Value
 from torch_helion.ir.types import Axis, Size
-from torch_helion.lowering.promotion import Argument, Term, bind, constant, convert, results, size, wide
+from torch_helion.lowering.promotion import (
+    Argument,
+    Term,
+    bind,
+    constant,
+    convert,
+    results,
+    size,
+    wide,
+)
 from torch_helion.lowering.reduction import folded, mean_of, moments, reduced_dims, whole_axes
 from torch_helion.lowering.registry import Context, Lowering, Rule
 
@@ -154,7 +162,9 @@ def rms_norm(cx: Context, *args: Any, **kwargs: Any) -> Any:
 def layer_norm_backward(cx: Context, *args: Any, **kwargs: Any) -> Any:
     bound = bind(cx, args, kwargs)
     axes, count = normalized(cx, bound)
-    grad, x, mean, rstd = (_wide_argument(cx, bound, n) for n in ("grad_out", "input", "mean", "rstd"))
+    grad, x, mean, rstd = (
+        _wide_argument(cx, bound, n) for n in ("grad_out", "input", "mean", "rstd")
+    )
     hat = (x - mean) * rstd
     scaled = affine(cx, grad, {"weight": bound["weight"]}).along(axes)
     total, product = scaled.fold("sum", axes), (scaled * hat).fold("sum", axes)
@@ -200,7 +210,7 @@ def outer_axes(cx: Context, bound: Bound) -> tuple[Axis, ...]:
 def group_axes(cx: Context, groups: int) -> tuple[tuple[Axis, ...], Size]:
     """The axes of one group: those of the channels inside it, and of all dimensions after them.
 
-    The channels must stand as (group, channel in it) axes; one group and one channel each always do.
+    The channels must stand as (group, channel in it) axes, as those of one group always do.
     """
     spec = cx.inputs[0]
     assert spec is not None
@@ -252,19 +262,28 @@ def rows(rule: Rule, *overloads: OpOverload) -> tuple[Lowering, ...]:
 
 
 COMPOSITE: tuple[Lowering, ...] = (
-    *rows(softmax_rule(softmax_of), aten._softmax.default, aten.softmax.int,
-          aten.special_softmax.default),
-    *rows(softmax_rule(log_softmax_of), aten._log_softmax.default, aten.log_softmax.int,
-          aten.special_log_softmax.default),
+    *rows(
+        softmax_rule(softmax_of),
+        aten._softmax.default,
+        aten.softmax.int,
+        aten.special_softmax.default,
+    ),
+    *rows(
+        softmax_rule(log_softmax_of),
+        aten._log_softmax.default,
+        aten.log_softmax.int,
+        aten.special_log_softmax.default,
+    ),
     *rows(softmax_rule(safe_softmax_of), aten._safe_softmax.default),
-    *rows(prepare_softmax, prims.prepare_softmax_online.default),
     *rows(softmax_backward, aten._softmax_backward_data.default),
     *rows(log_softmax_backward, aten._log_softmax_backward_data.default),
     Lowering(aten.native_layer_norm.default, "reduction", layer_norm, norm_dims(1)),
     Lowering(aten.layer_norm.default, "reduction", layer_norm, norm_dims(1)),
     Lowering(aten._fused_rms_norm.default, "reduction", rms_norm, norm_dims(1)),
     Lowering(aten.rms_norm.default, "reduction", rms_norm, norm_dims(1)),
-    Lowering(aten.native_layer_norm_backward.default, "reduction", layer_norm_backward, norm_dims(2)),
+    Lowering(
+        aten.native_layer_norm_backward.default, "reduction", layer_norm_backward, norm_dims(2)
+    ),
     Lowering(aten._fused_rms_norm_backward.default, "reduction", rms_norm_backward, norm_dims(2)),
     Lowering(aten.native_group_norm.default, "reduction", group_norm, group_dims),
     Lowering(aten._native_batch_norm_legit_no_training.default, "pointwise", batch_norm_inference),

@@ -15,9 +15,17 @@ import torch
 from torch._ops import OpOverload
 
 from torch_helion.ir.types import Size
-from torch_helion.lowering.pointwise import filled
-from torch_helion.lowering.promotion import Term, bind, check_supported, convert, results, size, wide
+from torch_helion.lowering.promotion import (
+    Term,
+    bind,
+    check_supported,
+    convert,
+    results,
+    size,
+    wide,
+)
 from torch_helion.lowering.registry import Context, Lowering, Rule, TensorSpec
+from torch_helion.lowering.selection import filled
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -165,13 +173,28 @@ def rows(rule: Rule, *overloads: OpOverload) -> tuple[Lowering, ...]:
 
 
 CREATION: tuple[Lowering, ...] = (
-    *rows(constant_rule(0), aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default,
-          aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default,
-          aten.empty_strided.default, aten.new_empty_strided.default, aten.empty_permuted.default,
-          prims.empty_strided.default),
+    *rows(
+        constant_rule(0),
+        aten.zeros.default,
+        aten.zeros_like.default,
+        aten.new_zeros.default,
+        aten.empty.memory_format,
+        aten.empty_like.default,
+        aten.new_empty.default,
+        aten.empty_strided.default,
+        aten.new_empty_strided.default,
+        aten.empty_permuted.default,
+        prims.empty_strided.default,
+    ),
     *rows(constant_rule(1), aten.ones.default, aten.ones_like.default, aten.new_ones.default),
-    *rows(argument_rule("fill_value"), aten.full.default, aten.full_like.default,
-          aten.new_full.default, prims.full.default, prims.full_like.default),
+    *rows(
+        argument_rule("fill_value"),
+        aten.full.default,
+        aten.full_like.default,
+        aten.new_full.default,
+        prims.full.default,
+        prims.full_like.default,
+    ),
     *rows(argument_rule("s"), aten.scalar_tensor.default, prims.scalar_tensor.default),
     *rows(arange, aten.arange.default, aten.arange.start, aten.arange.start_step),
     *rows(iota, prims.iota.default),

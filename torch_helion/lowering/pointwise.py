@@ -1,33 +1,29 @@
-"""Elementwise ATen and prims overloads: arithmetic, comparisons, bits, casts, selections.
+"""Arithmetic, elementary functions and powers, element by element.
 
-In: one call (registry.Context). Out: tile values. A formula is written once over `Term`s; a table says which
-overloads it serves and by which of PyTorch's promotion kinds their operands meet. Activations and their
-backward formulas are in activation.py.
+In: one call (registry.Context). Out: tile values. A formula is written once over `Term`s; a table
+says which overloads it serves and by which of PyTorch's promotion kinds their operands meet.
+Comparisons, bits, selections and casts are in selection.py, activations in activation.py.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._inductor.inductor_prims  # registers prims.fma and the random prims
 from torch._ops import OpOverload
 
+from torch_helion.lowering.elementwise import Formula, call_of, family, rows
 from torch_helion.lowering.promotion import (
-    ALWAYS_BOOL,
     BOOL_TO_LONG,
     DEFAULT,
     HALF_TYPES,
     INT_TO_FLOAT,
-    Argument,
     Number,
     PromotionKind,
     Term,
     bind,
-    check_supported,
     common_dtype,
     constant,
     convert,
@@ -36,67 +32,14 @@ from torch_helion.lowering.promotion import (
     results,
     wide,
 )
-from torch_helion.lowering.registry import Context, Lowering, Rule
+from torch_helion.lowering.registry import Context, Lowering
+from torch_helion.lowering.selection import clamp_between
 
 aten = torch.ops.aten
 prims = torch.ops.prims
 
-Formula = Callable[..., Any]
 
-# Arguments that say where a result lives, not what it holds.
-PLACEMENT = frozenset(
-    ("layout", "pin_memory", "non_blocking", "memory_format", "requires_grad", "copy", "device", "keepdim")
-)
-
-
-# -- rules from formulas ----------------------------------------------------------------------------
-
-
-def call_of(fn: str) -> Formula:
-    """The formula that is the pointwise function `fn` itself."""
-
-    def formula(x: Term, *others: Term) -> Term:
-        return x.call(fn, *others)
-
-    formula.__name__ = fn
-    return formula
-
-
-def accepted(cx: Context, formula: Formula, rest: dict[str, Argument]) -> dict[str, Any]:
-    """The arguments that the formula has parameters for; the others must hold their defaults."""
-    parameters = inspect.signature(formula).parameters
-    defaults = {formal.name: formal.default_value for formal in cx.overload._schema.arguments}
-    for name, argument in rest.items():
-        if name not in parameters and name not in PLACEMENT and argument.given != defaults[name]:
-            raise cx.refuse(f"argument {name}={argument.given} has no meaning here")
-    return {name: argument.given for name, argument in rest.items() if name in parameters}
-
-
-def elementwise(formula: Formula, operands: int, kind: PromotionKind = DEFAULT,
-                exact_scalars: Sequence[int] = (), move: bool = False) -> Rule:
-    """A rule: promote the first `operands` arguments together, hand the rest to `formula` by name."""
-
-    def rule(cx: Context, *args: Any, **kwargs: Any) -> Any:
-        bound = bind(cx, args, kwargs)
-        names = list(bound)
-        terms = promote(cx, [bound[n] for n in names[:operands]], kind, exact_scalars, move)
-        rest = accepted(cx, formula, {n: bound[n] for n in names[operands:]})
-        return results(cx, formula(*terms, **rest))
-
-    rule.__name__ = formula.__name__
-    return rule
-
-
-def rows(rule: Rule, *overloads: OpOverload) -> tuple[Lowering, ...]:
-    return tuple(Lowering(overload, "pointwise", rule) for overload in overloads)
-
-
-def family(formula: Formula, operands: int, kind: PromotionKind, *overloads: OpOverload,
-           exact_scalars: Sequence[int] = ()) -> tuple[Lowering, ...]:
-    return rows(elementwise(formula, operands, kind, exact_scalars), *overloads)
-
-
-# -- arithmetic -------------------------------------------------------------------------------------
+# -- arithmetic -------------------------------------------------------------------------------
 
 
 def add(x: Term, y: Term, alpha: Number = 1) -> Term:
@@ -169,7 +112,7 @@ def square(x: Term) -> Term:
     return x * x
 
 
-def unchanged_for_integers(fn: str) -> Formula:
+def of_floats(fn: str) -> Formula:
     def formula(x: Term) -> Term:
         return x.call(fn) if x.is_float else x
 
@@ -179,7 +122,7 @@ def unchanged_for_integers(fn: str) -> Formula:
 
 def round_decimals(x: Term, decimals: int) -> Term:
     if not x.is_float or decimals == 0:
-        return unchanged_for_integers("round")(x)
+        return of_floats("round")(x)
     power = 10.0 ** abs(decimals)
     if decimals > 0:
         return (x * power).call("round") / power
@@ -217,8 +160,9 @@ def logit(x: Term, eps: float | None = None) -> Term:
     return (x / (1 - x)).call("log")
 
 
-def nan_to_num(x: Term, nan: float | None = None, posinf: float | None = None,
-               neginf: float | None = None) -> Term:
+def nan_to_num(
+    x: Term, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> Term:
     if not x.is_float:
         return x
     largest = torch.finfo(x.cx.dtype).max
@@ -277,7 +221,28 @@ def nextafter(x: Term, y: Term) -> Term:
     return x.call("nextafter", y)
 
 
-# -- powers -----------------------------------------------------------------------------------------
+def lerp(start: Term, end: Term, weight: Term | Number) -> Term:
+    """ATen's two formulas: exact at both ends."""
+    span = end - start
+    if isinstance(weight, Term):
+        low = weight.call("fma", span, start)
+        return (weight.call("abs") < 0.5).where(low, (-span).call("fma", 1 - weight, end))
+    if abs(weight) < 0.5:
+        return span.call("fma", weight, start)
+    return (-span).call("fma", 1 - weight, end)
+
+
+def addcmul(x: Term, y: Term, z: Term, value: Number = 1) -> Term:
+    product = y * z if value == 1 else convert(x.cx, value, x.dtype) * y * z
+    return x + product
+
+
+def addcdiv(x: Term, y: Term, z: Term, value: Number = 1) -> Term:
+    quotient = y / z if value == 1 else convert(x.cx, value, x.dtype) * y / z
+    return x + quotient
+
+
+# -- powers -----------------------------------------------------------------------------------
 
 
 def power_of(x: Term, exponent: Number) -> Term:
@@ -347,195 +312,7 @@ def float_power(cx: Context, *args: Any, **kwargs: Any) -> Any:
     return results(cx, power(convert(cx, x, torch.float64), convert(cx, y, torch.float64)))
 
 
-# -- order ------------------------------------------------------------------------------------------
-
-
-def fmax(x: Term, y: Term) -> Term:
-    return (y.ne(y) | (y < x)).where(x, y) if x.is_float else x.call("maximum", y)
-
-
-def fmin(x: Term, y: Term) -> Term:
-    return (y.ne(y) | (y > x)).where(x, y) if x.is_float else x.call("minimum", y)
-
-
-def limit(x: Term, fn: str, bound: Term, known: bool = False) -> Term:
-    """x, or `bound` where x is beyond it (fn: lt, gt). A NaN on either side wins; -0 against 0 leaves x.
-
-    `known`: the bound is a number that is no NaN.
-    """
-    beyond = x.call(fn, bound)
-    if bound.is_float and not known:
-        beyond = beyond | bound.ne(bound)
-    return beyond.where(bound, x)
-
-
-def clamp_between(x: Term, low: Number, high: Number) -> Term:
-    return limit(limit(x, "lt", x.constant(low), low == low), "gt", x.constant(high), high == high)
-
-
-def clamp(cx: Context, *args: Any, **kwargs: Any) -> Any:
-    """Every form of clamp: numbers, tensors, one side left out."""
-    bound = bind(cx, args, kwargs)
-    sides = [(bound[n], fn) for n, fn in (("min", "lt"), ("max", "gt")) if n in bound]
-    sides = [(argument, fn) for argument, fn in sides if argument.given is not None]
-    x, *bounds = promote(cx, [bound["self"], *(argument for argument, _ in sides)])
-    for (argument, fn), term in zip(sides, bounds, strict=True):
-        known = isinstance(argument.given, (bool, int, float)) and argument.given == argument.given
-        x = limit(x, fn, term, known)
-    return results(cx, x)
-
-
-def isclose(x: Term, y: Term, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Term:
-    same = x.eq(y)
-    if equal_nan and x.is_float:
-        same = same | (x.ne(x) & y.ne(y))
-    if rtol == 0 and atol == 0:
-        return same
-    if not x.is_float:
-        raise x.cx.refuse("integers are compared in another dtype")
-    distance = (x - y).call("abs")
-    return same | (distance.call("isfinite") & (distance <= atol + (rtol * y).call("abs")))
-
-
-def is_class(fn: str) -> Formula:
-    """isnan, isinf: integers are never one of those."""
-
-    def formula(x: Term) -> Term:
-        return x.call(fn) if x.is_float else x.ne(x)
-
-    formula.__name__ = fn
-    return formula
-
-
-def isfinite(x: Term) -> Term:
-    return x.call("isfinite") if x.is_float else x.eq(x)
-
-
-def isposinf(x: Term) -> Term:
-    return x.eq(math.inf) if x.is_float else x.ne(x)
-
-
-def isneginf(x: Term) -> Term:
-    return x.eq(-math.inf) if x.is_float else x.ne(x)
-
-
-def signbit(x: Term) -> Term:
-    return x.ne(x) if x.is_bool else x.call("signbit")
-
-
-# -- bits and truth ---------------------------------------------------------------------------------
-
-
-def truth(x: Term) -> Term:
-    return x if x.is_bool else x.ne(0)
-
-
-def logical(fn: str) -> Rule:
-    """Operands become bools one by one: no promotion."""
-
-    def rule(cx: Context, *args: Any, **kwargs: Any) -> Any:
-        operands = [promote(cx, [argument])[0] for argument in bind(cx, args, kwargs).values()]
-        first, *others = [truth(operand) for operand in operands]
-        return results(cx, first.call(fn, *others))
-
-    rule.__name__ = f"logical_{fn}"
-    return rule
-
-
-def left_shift(x: Term, y: Term) -> Term:
-    outside = (y < 0) | (y >= 8 * x.dtype.itemsize)
-    return outside.where(0, x.call("shl", outside.where(0, y)))
-
-
-def right_shift(x: Term, y: Term) -> Term:
-    bits = 8 * x.dtype.itemsize
-    outside = (y < 0) | (y >= bits)
-    if not x.dtype.is_signed:
-        return outside.where(0, x.call("shr", outside.where(0, y)))
-    return x.call("shr", outside.where(bits - 1, y))
-
-
-# -- selection and casts ----------------------------------------------------------------------------
-
-
-def where(cx: Context, *args: Any, **kwargs: Any) -> Any:
-    condition, yes, no = bind(cx, args, kwargs).values()
-    (chosen,) = promote(cx, [condition])
-    x, y = promote(cx, [yes, no], move=True)
-    return results(cx, truth(chosen).where(x, y))
-
-
-def masked_fill(cx: Context, *args: Any, **kwargs: Any) -> Any:
-    x, mask, value = (argument.given for argument in bind(cx, args, kwargs).values())
-    return results(cx, truth(convert(cx, mask, mask.type.dtype)).where(filled(cx, value), convert(cx, x, cx.dtype)))
-
-
-def filled(cx: Context, value: Any) -> Term:
-    """A fill value in the result's dtype: numbers truncate to integers; what does not fit is refused."""
-    if not isinstance(value, (bool, int, float)):
-        return convert(cx, value, cx.dtype)
-    if cx.dtype is torch.bool:
-        return constant(cx, value != 0, cx.dtype)
-    check_supported(cx, cx.dtype)
-    if not cx.dtype.is_floating_point and math.isfinite(value):
-        value = int(value)
-        if cx.dtype is torch.uint8 and -256 < value < 0:
-            value += 256  # as ATen's conversion of scalars lets negatives of unsigned types wrap
-    return constant(cx, value, cx.dtype)
-
-
-def copied(argument: str = "") -> Rule:
-    """The named argument (the first one by default) in the result's dtype."""
-
-    def rule(cx: Context, *args: Any, **kwargs: Any) -> Any:
-        bound = bind(cx, args, kwargs)
-        device = bound.get("device", Argument(None, None)).given
-        if device is not None and torch.device(device).type != next(iter(bound.values())).fake.device.type:
-            raise cx.refuse("a copy to another device is the host's")
-        source = bound[argument or next(iter(bound))].given
-        return results(cx, convert(cx, source, cx.dtype))
-
-    rule.__name__ = "copied"
-    return rule
-
-
-def bitcast(cx: Context, *args: Any, **kwargs: Any) -> Any:
-    """view(dtype) between dtypes of one width: the same bits."""
-    x = bind(cx, args, kwargs)["self"].given
-    check_supported(cx, x.type.dtype, cx.dtype)
-    if x.type.dtype.itemsize != cx.dtype.itemsize:
-        raise cx.refuse("a view as a dtype of another width changes the sizes")
-    if torch.bool in (x.type.dtype, cx.dtype) and x.type.dtype != cx.dtype:
-        raise cx.refuse("the bits of a bool are not kept")
-    return cx.b.bitcast(x, cx.dtype)
-
-
-def fill(cx: Context, *args: Any, **kwargs: Any) -> Any:
-    return results(cx, filled(cx, bind(cx, args, kwargs)["value"].given))
-
-
-def lerp(start: Term, end: Term, weight: Term | Number) -> Term:
-    """ATen's two formulas: exact at both ends."""
-    span = end - start
-    if isinstance(weight, Term):
-        low = weight.call("fma", span, start)
-        return (weight.call("abs") < 0.5).where(low, (-span).call("fma", 1 - weight, end))
-    if abs(weight) < 0.5:
-        return span.call("fma", weight, start)
-    return (-span).call("fma", 1 - weight, end)
-
-
-def addcmul(x: Term, y: Term, z: Term, value: Number = 1) -> Term:
-    product = y * z if value == 1 else convert(x.cx, value, x.dtype) * y * z
-    return x + product
-
-
-def addcdiv(x: Term, y: Term, z: Term, value: Number = 1) -> Term:
-    quotient = y / z if value == 1 else convert(x.cx, value, x.dtype) * y / z
-    return x + quotient
-
-
-# -- tables -----------------------------------------------------------------------------------------
+# -- rows -------------------------------------------------------------------------------------
 
 FLOAT_FUNCTIONS: dict[str, tuple[OpOverload, ...]] = {
     "acos": (aten.acos.default, aten.arccos.default, prims.acos.default),
@@ -546,8 +323,12 @@ FLOAT_FUNCTIONS: dict[str, tuple[OpOverload, ...]] = {
     "atanh": (aten.atanh.default, aten.arctanh.default, prims.atanh.default),
     "cos": (aten.cos.default, prims.cos.default),
     "cosh": (aten.cosh.default, prims.cosh.default),
-    "digamma": (aten.digamma.default, aten.special_psi.default, aten.special_digamma.default,
-                prims.digamma.default),
+    "digamma": (
+        aten.digamma.default,
+        aten.special_psi.default,
+        aten.special_digamma.default,
+        prims.digamma.default,
+    ),
     "erf": (aten.erf.default, aten.special_erf.default, prims.erf.default),
     "erfc": (aten.erfc.default, aten.special_erfc.default, prims.erfc.default),
     "erfinv": (aten.erfinv.default, aten.special_erfinv.default, prims.erf_inv.default),
@@ -572,41 +353,30 @@ FLOAT_FUNCTIONS: dict[str, tuple[OpOverload, ...]] = {
     "tanh": (aten.tanh.default, prims.tanh.default),
 }
 
-COMPARISONS: dict[str, tuple[OpOverload, ...]] = {
-    "eq": (aten.eq.Tensor, aten.eq.Scalar, prims.eq.default),
-    "ne": (aten.ne.Tensor, aten.ne.Scalar, aten.not_equal.Tensor, aten.not_equal.Scalar, prims.ne.default),
-    "lt": (aten.lt.Tensor, aten.lt.Scalar, aten.less.Tensor, aten.less.Scalar, prims.lt.default),
-    "le": (aten.le.Tensor, aten.le.Scalar, aten.less_equal.Tensor, aten.less_equal.Scalar, prims.le.default),
-    "gt": (aten.gt.Tensor, aten.gt.Scalar, aten.greater.Tensor, aten.greater.Scalar, prims.gt.default),
-    "ge": (aten.ge.Tensor, aten.ge.Scalar, aten.greater_equal.Tensor, aten.greater_equal.Scalar,
-           prims.ge.default),
-}
-
 BINARY_FUNCTIONS: dict[str, tuple[PromotionKind, tuple[OpOverload, ...]]] = {
     "atan2": (INT_TO_FLOAT, (aten.atan2.default, aten.arctan2.default, prims.atan2.default)),
     "hypot": (DEFAULT, (aten.hypot.default, prims.hypot.default)),
     "copysign": (INT_TO_FLOAT, (aten.copysign.Tensor, aten.copysign.Scalar)),
-    "maximum": (DEFAULT, (aten.maximum.default, aten.max.other, prims.maximum.default)),
-    "minimum": (DEFAULT, (aten.minimum.default, aten.min.other, prims.minimum.default)),
-    "remainder": (DEFAULT, (aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor,
-                            prims.remainder.default)),
     "fmod": (DEFAULT, (aten.fmod.Tensor, aten.fmod.Scalar, prims.fmod.default)),
-    "and": (DEFAULT, (aten.bitwise_and.Tensor, aten.bitwise_and.Scalar, aten.bitwise_and.Scalar_Tensor,
-                      aten.__and__.Tensor, aten.__and__.Scalar, prims.bitwise_and.default)),
-    "or": (DEFAULT, (aten.bitwise_or.Tensor, aten.bitwise_or.Scalar, aten.bitwise_or.Scalar_Tensor,
-                     aten.__or__.Tensor, aten.__or__.Scalar, prims.bitwise_or.default)),
-    "xor": (DEFAULT, (aten.bitwise_xor.Tensor, aten.bitwise_xor.Scalar, aten.bitwise_xor.Scalar_Tensor,
-                      aten.__xor__.Tensor, aten.__xor__.Scalar, prims.bitwise_xor.default)),
+    "remainder": (
+        DEFAULT,
+        (
+            aten.remainder.Tensor,
+            aten.remainder.Scalar,
+            aten.remainder.Scalar_Tensor,
+            prims.remainder.default,
+        ),
+    ),
 }
 
 UNARY: tuple[tuple[Formula, PromotionKind, tuple[OpOverload, ...]], ...] = (
     (absolute, DEFAULT, (aten.abs.default, aten.absolute.default, prims.abs.default)),
     (call_of("neg"), DEFAULT, (aten.neg.default, aten.negative.default, prims.neg.default)),
     (sign, DEFAULT, (aten.sign.default, aten.sgn.default, prims.sign.default)),
-    (unchanged_for_integers("floor"), DEFAULT, (aten.floor.default, prims.floor.default)),
-    (unchanged_for_integers("ceil"), DEFAULT, (aten.ceil.default, prims.ceil.default)),
-    (unchanged_for_integers("trunc"), DEFAULT, (aten.trunc.default, aten.fix.default, prims.trunc.default)),
-    (unchanged_for_integers("round"), DEFAULT, (aten.round.default, prims.round.default)),
+    (of_floats("floor"), DEFAULT, (aten.floor.default, prims.floor.default)),
+    (of_floats("ceil"), DEFAULT, (aten.ceil.default, prims.ceil.default)),
+    (of_floats("trunc"), DEFAULT, (aten.trunc.default, aten.fix.default, prims.trunc.default)),
+    (of_floats("round"), DEFAULT, (aten.round.default, prims.round.default)),
     (round_decimals, DEFAULT, (aten.round.decimals, aten.special_round.default)),
     (frac, DEFAULT, (aten.frac.default,)),
     (square, BOOL_TO_LONG, (aten.square.default,)),
@@ -618,84 +388,114 @@ UNARY: tuple[tuple[Formula, PromotionKind, tuple[OpOverload, ...]], ...] = (
     (entr, INT_TO_FLOAT, (aten.special_entr.default,)),
     (ndtr, INT_TO_FLOAT, (aten.special_ndtr.default,)),
     (nan_to_num, DEFAULT, (aten.nan_to_num.default,)),
-    (is_class("isnan"), ALWAYS_BOOL, (aten.isnan.default,)),
-    (is_class("isinf"), ALWAYS_BOOL, (aten.isinf.default,)),
-    (isfinite, ALWAYS_BOOL, (aten.isfinite.default, prims.isfinite.default)),
-    (isposinf, ALWAYS_BOOL, (aten.isposinf.default,)),
-    (isneginf, ALWAYS_BOOL, (aten.isneginf.default,)),
-    (signbit, ALWAYS_BOOL, (aten.signbit.default, prims.signbit.default)),
-    (call_of("not"), DEFAULT, (aten.bitwise_not.default, prims.bitwise_not.default)),
 )
 
 BINARY: tuple[tuple[Formula, PromotionKind, tuple[OpOverload, ...]], ...] = (
     (add, DEFAULT, (aten.add.Tensor, aten.add.Scalar, prims.add.default)),
-    (sub, DEFAULT, (aten.sub.Tensor, aten.sub.Scalar, aten.subtract.Tensor, aten.subtract.Scalar,
-                    prims.sub.default)),
+    (
+        sub,
+        DEFAULT,
+        (
+            aten.sub.Tensor,
+            aten.sub.Scalar,
+            aten.subtract.Tensor,
+            aten.subtract.Scalar,
+            prims.sub.default,
+        ),
+    ),
     (rsub, DEFAULT, (aten.rsub.Tensor, aten.rsub.Scalar)),
     (prims_div, DEFAULT, (prims.div.default,)),
     (nextafter, DEFAULT, (aten.nextafter.default, prims.nextafter.default)),
-    (fmax, DEFAULT, (aten.fmax.default, prims.fmax.default)),
-    (fmin, DEFAULT, (aten.fmin.default, prims.fmin.default)),
     (heaviside, DEFAULT, (aten.heaviside.default,)),
-    (xlogy, INT_TO_FLOAT, (aten.xlogy.Tensor, aten.xlogy.Scalar_Self, aten.xlogy.Scalar_Other,
-                           aten.special_xlogy.default, aten.special_xlogy.self_scalar,
-                           aten.special_xlogy.other_scalar)),
-    (xlog1py, INT_TO_FLOAT, (aten.special_xlog1py.default, aten.special_xlog1py.self_scalar,
-                             aten.special_xlog1py.other_scalar)),
+    (
+        xlogy,
+        INT_TO_FLOAT,
+        (
+            aten.xlogy.Tensor,
+            aten.xlogy.Scalar_Self,
+            aten.xlogy.Scalar_Other,
+            aten.special_xlogy.default,
+            aten.special_xlogy.self_scalar,
+            aten.special_xlogy.other_scalar,
+        ),
+    ),
+    (
+        xlog1py,
+        INT_TO_FLOAT,
+        (
+            aten.special_xlog1py.default,
+            aten.special_xlog1py.self_scalar,
+            aten.special_xlog1py.other_scalar,
+        ),
+    ),
     (logaddexp, DEFAULT, (aten.logaddexp.default,)),
     (logaddexp2, DEFAULT, (aten.logaddexp2.default,)),
     (power, BOOL_TO_LONG, (aten.pow.Tensor_Tensor, aten.pow.Scalar, prims.pow.default)),
-    (isclose, DEFAULT, (aten.isclose.default,)),
-    (left_shift, DEFAULT, (aten.bitwise_left_shift.Tensor, aten.bitwise_left_shift.Tensor_Scalar,
-                           aten.bitwise_left_shift.Scalar_Tensor, aten.__lshift__.Tensor,
-                           aten.__lshift__.Scalar, prims.shift_left.default)),
-    (right_shift, DEFAULT, (aten.bitwise_right_shift.Tensor, aten.bitwise_right_shift.Tensor_Scalar,
-                            aten.bitwise_right_shift.Scalar_Tensor, aten.__rshift__.Tensor,
-                            aten.__rshift__.Scalar, prims.shift_right_arithmetic.default)),
 )
 
-# The second operand's single elements stay unrounded beside half types (ATen's CPU kernels, measured).
+# Single elements as second operand stay unrounded beside half types (ATen's CPU kernels, measured).
 EXACT_BINARY: tuple[tuple[Formula, PromotionKind, tuple[OpOverload, ...]], ...] = (
-    (mul, DEFAULT, (aten.mul.Tensor, aten.mul.Scalar, aten.multiply.Tensor, aten.multiply.Scalar,
-                    prims.mul.default)),
-    (div, INT_TO_FLOAT, (aten.div.Tensor, aten.div.Scalar, aten.divide.Tensor, aten.divide.Scalar,
-                         aten.true_divide.Tensor, aten.true_divide.Scalar)),
+    (
+        mul,
+        DEFAULT,
+        (
+            aten.mul.Tensor,
+            aten.mul.Scalar,
+            aten.multiply.Tensor,
+            aten.multiply.Scalar,
+            prims.mul.default,
+        ),
+    ),
+    (
+        div,
+        INT_TO_FLOAT,
+        (
+            aten.div.Tensor,
+            aten.div.Scalar,
+            aten.divide.Tensor,
+            aten.divide.Scalar,
+            aten.true_divide.Tensor,
+            aten.true_divide.Scalar,
+        ),
+    ),
     (floor_divide, DEFAULT, (aten.floor_divide.default, aten.floor_divide.Scalar)),
 )
 
 POINTWISE: tuple[Lowering, ...] = (
-    *(row for fn, ops in FLOAT_FUNCTIONS.items() for row in family(call_of(fn), 1, INT_TO_FLOAT, *ops)),
-    *(row for fn, ops in COMPARISONS.items() for row in family(call_of(fn), 2, ALWAYS_BOOL, *ops)),
-    *(row for fn, (kind, ops) in BINARY_FUNCTIONS.items() for row in family(call_of(fn), 2, kind, *ops)),
+    *(
+        row
+        for fn, ops in FLOAT_FUNCTIONS.items()
+        for row in family(call_of(fn), 1, INT_TO_FLOAT, *ops)
+    ),
+    *(
+        row
+        for fn, (kind, ops) in BINARY_FUNCTIONS.items()
+        for row in family(call_of(fn), 2, kind, *ops)
+    ),
     *(row for formula, kind, ops in UNARY for row in family(formula, 1, kind, *ops)),
     *(row for formula, kind, ops in BINARY for row in family(formula, 2, kind, *ops)),
-    *(row for formula, kind, ops in EXACT_BINARY
-      for row in family(formula, 2, kind, *ops, exact_scalars=(1,))),
-    *rows(div_mode, aten.div.Tensor_mode, aten.div.Scalar_mode, aten.divide.Tensor_mode,
-          aten.divide.Scalar_mode),
+    *(
+        row
+        for formula, kind, ops in EXACT_BINARY
+        for row in family(formula, 2, kind, *ops, exact_scalars=(1,))
+    ),
+    *rows(
+        div_mode,
+        aten.div.Tensor_mode,
+        aten.div.Scalar_mode,
+        aten.divide.Tensor_mode,
+        aten.divide.Scalar_mode,
+    ),
     *rows(pow_scalar, aten.pow.Tensor_Scalar),
-    *rows(float_power, aten.float_power.Tensor_Tensor, aten.float_power.Tensor_Scalar,
-          aten.float_power.Scalar),
+    *rows(
+        float_power,
+        aten.float_power.Tensor_Tensor,
+        aten.float_power.Tensor_Scalar,
+        aten.float_power.Scalar,
+    ),
     *rows(ldexp, aten.ldexp.Tensor),
-    *rows(logical("and"), aten.logical_and.default),
-    *rows(logical("or"), aten.logical_or.default),
-    *rows(logical("xor"), aten.logical_xor.default),
-    *rows(logical("not"), aten.logical_not.default),
-    *rows(clamp, aten.clamp.default, aten.clamp.Tensor, aten.clip.default, aten.clip.Tensor,
-          aten.clamp_min.default, aten.clamp_min.Tensor, aten.clamp_max.default, aten.clamp_max.Tensor),
-    *rows(where, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
-          prims.where.default),
-    *rows(masked_fill, aten.masked_fill.Scalar, aten.masked_fill.Tensor),
     *family(lerp, 2, DEFAULT, aten.lerp.Scalar),
     *family(lerp, 3, DEFAULT, aten.lerp.Tensor),
     *family(addcmul, 3, DEFAULT, aten.addcmul.default),
     *family(addcdiv, 3, DEFAULT, aten.addcdiv.default),
-    *family(fma, 3, DEFAULT, prims.fma.default),
-    *rows(copied(), prims.convert_element_type.default, aten._to_copy.default, aten.to.dtype,
-          aten.type_as.default, aten.clone.default, aten.contiguous.default,
-          aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.positive.default,
-          prims.clone.default),
-    *rows(copied("src"), aten.copy.default),
-    *rows(bitcast, aten.view.dtype, aten.view_copy.dtype),
-    *rows(fill, aten.fill.Scalar, aten.fill.Tensor),
 )

@@ -1,12 +1,13 @@
 """How a call's operands become tiles of one dtype, and the notation that formulas are written in.
 
-In: the arguments of one call (tile values, Python numbers, sizes) beside the fakes that PyTorch's own type
-promotion reads. Out: `Term`s in the dtype that the operation computes in, and results rounded once to the
-dtype that PyTorch gives. Used by every family of `lowering/`.
+In: the arguments of one call (tile values, Python numbers, sizes) beside the fakes that PyTorch's
+own type promotion reads. Out: `Term`s in the dtype that the operation computes in, and results
+rounded once to the dtype that PyTorch gives. Used by every family of `lowering/`.
 
-Half types compute in float32. An operand of another dtype is first rounded to the common dtype, as ATen's
-TensorIterator does; so are Python numbers, except where ATen's CPU kernels read them in float32
-(`exact_scalars`: the second operand of mul and div; measured per operation, see test_half_scalars).
+Half types compute in float32. An operand of another dtype is first rounded to the common dtype, as
+ATen's TensorIterator does; so are Python numbers, except where ATen's CPU kernels read them in
+float32 (`exact_scalars`: the second operand of mul and div; test_half_scalars holds what was
+measured, operation by operation).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import sympy
 import torch
@@ -35,7 +36,7 @@ HALF_TYPES = (torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 SUPPORTED = frozenset((*HALF_TYPES, torch.float32, torch.float64, *INTEGERS, torch.bool))
 
-Number = Union[bool, int, float]
+Number = bool | int | float
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -43,7 +44,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALF_TYPES else dtype
 
 
-# -- terms ------------------------------------------------------------------------------------------
+# -- terms -------------------------------------------------------------------------------------
 
 
 class Term:
@@ -89,7 +90,9 @@ class Term:
         """`yes` where this (a bool) holds, else `no`; at least one of the two is a term."""
         typed = yes if isinstance(yes, Term) else no
         assert isinstance(typed, Term), "where needs a term to take the dtype from"
-        value = self.cx.b.pointwise("where", self.value, typed.like(yes).value, typed.like(no).value)
+        value = self.cx.b.pointwise(
+            "where", self.value, typed.like(yes).value, typed.like(no).value
+        )
         return Term(self.cx, value)
 
     def along(self, axes: Sequence[Axis]) -> Term:
@@ -171,7 +174,8 @@ def constant(cx: Context, number: Number, dtype: torch.dtype) -> Term:
     if dtype is torch.bool:
         return Term(cx, cx.b.const(bool(number), dtype))
     info = torch.iinfo(dtype)
-    if number != number or number != int(number) or not info.min <= number <= info.max:
+    whole = math.isfinite(number) and number == int(number)
+    if not whole or not info.min <= number <= info.max:
         raise cx.refuse(f"{number} does not fit {dtype}")
     return Term(cx, cx.b.const(int(number), dtype))
 
@@ -184,12 +188,12 @@ def size(cx: Context, extent: Size, dtype: torch.dtype = torch.int64) -> Term:
 
 
 def converted(number: Number, dtype: torch.dtype) -> Number:
-    """`number` as ATen's wrapped scalars convert to `dtype`: integers wrap, floats round or overflow to inf."""
+    """`number` as ATen's wrapped scalars convert: integers wrap, floats round or become inf."""
     source = torch.float64 if isinstance(number, float) else torch.int64
     return torch.tensor(number, dtype=source).to(dtype).item()
 
 
-# -- arguments --------------------------------------------------------------------------------------
+# -- arguments ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ class Argument:
 
     @property
     def is_single(self) -> bool:
-        """A number, or a tensor of one element whatever its rank (what ATen's kernels call a CPU scalar)."""
+        """A number, or a tensor of one element of any rank (a CPU scalar in ATen's kernels)."""
         if not isinstance(self.given, Value):
             return True
         return all(isinstance(extent, int) and extent == 1 for extent in self.fake.shape)
@@ -220,7 +224,9 @@ def bind(cx: Context, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[st
     return bound
 
 
-def common_dtype(cx: Context, operands: Iterable[Argument], kind: PromotionKind = DEFAULT) -> torch.dtype:
+def common_dtype(
+    cx: Context, operands: Iterable[Argument], kind: PromotionKind = DEFAULT
+) -> torch.dtype:
     """PyTorch's promotion of the operands, before any widening of half types."""
     kind = kind if kind in (INT_TO_FLOAT, BOOL_TO_LONG) else DEFAULT
     fakes = [_promoted_as(operand) for operand in operands if operand.given is not None]
@@ -237,12 +243,17 @@ def _promoted_as(operand: Argument) -> Any:
     return operand.fake if isinstance(operand.given, Value) else operand.given
 
 
-def promote(cx: Context, operands: Sequence[Argument], kind: PromotionKind = DEFAULT,
-            exact_scalars: Sequence[int] = (), move: bool = False) -> list[Term]:
+def promote(
+    cx: Context,
+    operands: Sequence[Argument],
+    kind: PromotionKind = DEFAULT,
+    exact_scalars: Sequence[int] = (),
+    move: bool = False,
+) -> list[Term]:
     """The operands as terms of the computation dtype (None operands are left out).
 
-    Positions in `exact_scalars` take single elements unrounded into float32 when the common dtype is a half
-    type. `move`: half types stay as they are, for operations that only move values.
+    Positions in `exact_scalars` take single elements unrounded into float32 when the common dtype
+    is a half type. `move`: half types stay as they are, for operations that only move values.
     """
     dtype = common_dtype(cx, operands, kind)
     target = dtype if move else wide(dtype)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch._inductor.inductor_prims  # registers the random prims
 from torch._ops import OpOverload
 
 from torch_helion.lowering.creation import row_major
@@ -20,7 +19,6 @@ from torch_helion.lowering.promotion import Term, bind, constant, convert, resul
 from torch_helion.lowering.registry import Context, Lowering, Rule
 
 aten = torch.ops.aten
-prims = torch.ops.prims
 
 
 def seed_of(cx: Context, given: Any) -> Term:
@@ -69,8 +67,6 @@ def rows(rule: Rule, *overloads: OpOverload) -> tuple[Lowering, ...]:
 
 
 RANDOM: tuple[Lowering, ...] = (
-    *rows(inductor_random, prims.inductor_random.default),
-    *rows(inductor_randint, prims.inductor_randint.default),
     *rows(native_dropout, aten.native_dropout.default),
     *rows(inactive_dropout, aten.dropout.default),
 )

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch._inductor.inductor_prims  # registers prims.fma and the random prims
 from torch._ops import OpOverload
 
 from torch_helion.ir.types import Axis, Size
-from torch_helion.lowering.pointwise import truth
 from torch_helion.lowering.promotion import (
     Argument,
     Number,
@@ -32,6 +30,7 @@ from torch_helion.lowering.promotion import (
     wide,
 )
 from torch_helion.lowering.registry import Context, Lowering, Rule
+from torch_helion.lowering.selection import truth
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -66,7 +65,7 @@ def reduced_dims(overload: OpOverload) -> Callable[..., tuple[int, ...]]:
 
 
 def folded(cx: Context, dims: Sequence[int]) -> tuple[tuple[Axis, ...], Size]:
-    """The kernel axes of dimensions `dims` of the first argument, and how many elements they hold."""
+    """The kernel axes of dimensions `dims` of the first argument, and their element count."""
     spec = cx.inputs[0]
     assert spec is not None
     if not dims or not spec.shape:
@@ -285,7 +284,9 @@ def mean_of(x: Term, axes: Sequence[Axis], count: Size) -> Term:
     return x.fold("sum", axes) / size(x.cx, count, x.dtype)
 
 
-def moments(x: Term, axes: Sequence[Axis], count: Size, correction: Number = 0) -> tuple[Term, Term]:
+def moments(
+    x: Term, axes: Sequence[Axis], count: Size, correction: Number = 0
+) -> tuple[Term, Term]:
     """Variance and mean in two passes: the mean first, then the squared deviations from it.
 
     The divisor is max(0, count - correction), so that too few elements give NaN or infinity.
@@ -343,19 +344,29 @@ def rows(rule: Rule, *overloads: OpOverload) -> tuple[Lowering, ...]:
 
 
 REDUCTION: tuple[Lowering, ...] = (
-    *(row for overload, steps in ASSOCIATIVE.items()
-      for row in rows(associative_rule(overload, steps), overload)),
+    *(
+        row
+        for overload, steps in ASSOCIATIVE.items()
+        for row in rows(associative_rule(overload, steps), overload)
+    ),
     *rows(arg_extreme("max"), aten.argmax.default),
     *rows(arg_extreme("min"), aten.argmin.default),
     *rows(extreme_with_position("max"), aten.max.dim),
     *rows(extreme_with_position("min"), aten.min.dim),
     *rows(aminmax, aten.aminmax.default),
-    *rows(moment_rule(False, False), aten.var.default, aten.var.dim, aten.var.correction,
-          prims.var.default),
+    *rows(
+        moment_rule(False, False),
+        aten.var.default,
+        aten.var.dim,
+        aten.var.correction,
+        prims.var.default,
+    ),
     *rows(moment_rule(True, False), aten.std.default, aten.std.dim, aten.std.correction),
-    *rows(moment_rule(False, True), aten.var_mean.default, aten.var_mean.dim,
-          aten.var_mean.correction),
-    *rows(moment_rule(True, True), aten.std_mean.default, aten.std_mean.dim,
-          aten.std_mean.correction),
+    *rows(
+        moment_rule(False, True), aten.var_mean.default, aten.var_mean.dim, aten.var_mean.correction
+    ),
+    *rows(
+        moment_rule(True, True), aten.std_mean.default, aten.std_mean.dim, aten.std_mean.correction
+    ),
     *rows(logsumexp, aten.logsumexp.default, aten.special_logsumexp.default),
 )

@@ -22,7 +22,6 @@ from typing import Any, Union
 
 import sympy
 import torch
-import torch._inductor.inductor_prims  # registers prims.inductor_lookup_seed
 from torch._ops import OpOverload
 
 from torch_helion.ir.types import Affine, Size
@@ -400,6 +399,7 @@ def unfold(cx: Context, index: Index) -> tuple[Source, ...]:
 
 
 def lookup_seed(cx: Context, index: Index) -> tuple[Source, ...]:
+    """prims.inductor_lookup_seed: one number of a tensor of seeds (its row is in inductor_prims.py)."""
     return (Read(0, (Affine((), cx.args[1]),)),)
 
 
@@ -545,13 +545,10 @@ RESHAPES: frozenset[OpOverload] = frozenset(
 )
 """Views that renumber several dimensions together: their axes are matched by factors."""
 
-SEED = Lowering(prims.inductor_lookup_seed.default, "view", lookup_seed)
-"""One number of a tensor of seeds, as a read: capture takes this row and not one that makes code."""
-
 COPIES: frozenset[OpOverload] = frozenset(
     overload
     for rule, overloads in _RULES
     if rule in (flip, roll, cat, constant_pad, slice_scatter, select_scatter)
     for overload in overloads
-) | {SEED.overload}
+)
 """Rows of this table whose result is new memory; the others give views (a reshape: where strides allow)."""

@@ -112,9 +112,7 @@ class MathLibrary:
             self._texts[symbol] = self._define(function, symbol, dtype, lanes)
         return symbol
 
-    def call(
-        self, name: str, dtype: str, operands: Sequence[str], width: int | None = None
-    ) -> str:
+    def call(self, name: str, dtype: str, operands: Sequence[str], width: int | None = None) -> str:
         """The call itself, without a result name: "call <16 x float> @th_exp_f32_v16(…)"."""
         symbol = self.use(name, dtype, width)
         lanes = self.width if width is None else width
@@ -137,9 +135,7 @@ class MathLibrary:
         """The libm functions that definitions call (part of ``definitions``)."""
         return sorted(self._declares)
 
-    def _define(
-        self, function: MathFunction, symbol: str, dtype: str, width: int
-    ) -> list[str]:
+    def _define(self, function: MathFunction, symbol: str, dtype: str, width: int) -> list[str]:
         emitter = Emitter(width, self.machine, self._need_lane_calls)
         kinds, result_kind = function.kinds(dtype)
         operands = [Value(emitter, kind, f"%x{i}") for i, kind in enumerate(kinds)]

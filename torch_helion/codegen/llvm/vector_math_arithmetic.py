@@ -14,12 +14,12 @@ from torch_helion.codegen.llvm.vector_math_emitter import BIAS, MANTISSA, Emitte
 
 
 def rsqrt(e: Emitter, x: Value) -> Value:
-    """1/√x, both steps correctly rounded."""
+    """1/√x, both steps correctly rounded. Error: f32 1.5 ulp, f64 1.5 ulp."""
     return 1.0 / e.sqrt(x)
 
 
 def hypot(e: Emitter, x: Value, y: Value) -> Value:
-    """√(x² + y²) without overflow between; inf wins over NaN."""
+    """√(x² + y²) without overflow between; inf wins over NaN. Error: f32 0.6 ulp, f64 1.1 ulp."""
     if x.kind == "f32":
         a, b = e.widen(x), e.widen(y)
         result = e.narrow(e.sqrt(e.fma(a, a, b * b)), "f32")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch_helion.codegen.llvm.engine import Machine
@@ -54,7 +54,7 @@ def constant(value: Number, kind: str, width: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """One SSA value (or splat constant) of an emitter: ``kind`` is its element, ``ref`` its text."""
+    """One SSA value (or splat constant): ``kind`` is its element, ``ref`` its text."""
 
     emitter: Emitter
     kind: str
@@ -326,7 +326,9 @@ class Emitter:
         kind = operands[0].kind
         lanes = min(512 // BITS[kind], max(128 // BITS[kind], self.width))
         pieces = [self._split(v, lanes) for v in operands]
-        results = [self._avx512_piece(name, kind, lanes, p, immediate) for p in zip(*pieces)]
+        results = [
+            self._avx512_piece(name, kind, lanes, p, immediate) for p in zip(*pieces, strict=True)
+        ]
         return self._join(results, kind, lanes)
 
     def _avx512_piece(
@@ -354,7 +356,9 @@ class Emitter:
             return [value.ref]
         if width == 1:
             padded = vector_type(value.kind, lanes)
-            return [self._raw(f"insertelement {padded} zeroinitializer, {vector} {value.ref}, i64 0")]
+            return [
+                self._raw(f"insertelement {padded} zeroinitializer, {vector} {value.ref}, i64 0")
+            ]
         starts = range(0, width, lanes) if width > lanes else [0]
         return [
             self._raw(
@@ -374,7 +378,7 @@ class Emitter:
             numbers = f"<{2 * lanes} x i32> {_lane_numbers(range(2 * lanes))}"
             pieces = [
                 self._raw(f"shufflevector {vector} {a}, {vector} {b}, {numbers}")
-                for a, b in zip(pieces[::2], pieces[1::2])
+                for a, b in zip(pieces[::2], pieces[1::2], strict=True)
             ]
             lanes *= 2
             vector = vector_type(kind, lanes)
@@ -390,6 +394,34 @@ class Emitter:
 
     def narrow(self, x: Value, kind: str) -> Value:
         return x if x.kind == kind else self.convert("fptrunc", x, kind)
+
+    def repeat(
+        self, count: int, start: Sequence[Value], step: Callable[..., Sequence[Value]]
+    ) -> list[Value]:
+        """``step`` applied ``count`` times to the values: a loop, short to compile."""
+        before, head = self.block, self.fresh("repeat")
+        carried = [Value(self, v.kind, f"%{self.fresh()}") for v in start]
+        number, following = f"%{self.fresh()}", f"%{self.fresh()}"
+        self.lines += [f"  br label %{head}", f"{head}:"]
+        at = len(self.lines)
+        self.block = head
+        after = list(step(*carried))
+        end = self.block
+        phis = [
+            f"  {c.ref} = phi {self.type(c.kind)} [ {a.ref}, %{before} ], [ {b.ref}, %{end} ]"
+            for c, a, b in zip(carried, start, after, strict=True)
+        ]
+        phis.append(f"  {number} = phi i32 [ 0, %{before} ], [ {following}, %{end} ]")
+        self.lines[at:at] = phis
+        more, done = self.fresh("more"), self.fresh("done")
+        self.lines += [
+            f"  {following} = add i32 {number}, 1",
+            f"  %{more} = icmp ult i32 {following}, {count}",
+            f"  br i1 %{more}, label %{head}, label %{done}",
+            f"{done}:",
+        ]
+        self.block = done
+        return after
 
     # -- rare lanes ------------------------------------------------------------------------------
 
@@ -430,20 +462,22 @@ class Emitter:
         return self.emit(kind, f"call {self.type(kind)} {helper}({arguments})")
 
 
-def _lane_numbers(numbers: object) -> str:
-    return "<" + ", ".join(f"i32 {n}" for n in numbers) + ">"  # type: ignore[attr-defined]
+def _lane_numbers(numbers: Iterable[int]) -> str:
+    return "<" + ", ".join(f"i32 {n}" for n in numbers) + ">"
 
 
 def lane_call_text(symbol: str, libm: str, kind: str, width: int, arity: int) -> list[str]:
     """A function (mask, otherwise, operands…) that calls libm in each lane of the mask.
 
-    Never inlined: a kernel keeps its registers and pays for this only where it happens.
+    Never inlined: a kernel pays for this only where it happens.  Never optimised: it is all calls,
+    and passes over it would take longer than those over the function that it serves.
     """
     vector, element = vector_type(kind, width), ELEMENT[kind]
     operands = [f"%x{i}" for i in range(arity)]
     head = ", ".join([f"{vector_type('i1', width)} %mask", f"{vector} %fast"])
     head += "".join(f", {vector} {name}" for name in operands)
-    lines = [f"define internal {vector} {symbol}({head}) noinline cold nounwind {{", "entry:"]
+    attributes = "noinline optnone cold nounwind"
+    lines = [f"define internal {vector} {symbol}({head}) {attributes} {{", "entry:"]
     slots = {"%fast": "%out"} | {name: f"{name}.at" for name in operands}
     number = f"i{width}"
     for value, slot in slots.items():

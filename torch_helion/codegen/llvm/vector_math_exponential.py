@@ -1,7 +1,7 @@
 """exp, log, and what is made of them: powers, hyperbolic functions, sigmoid.
 
-Each function takes an ``Emitter`` and values of one kind, f32 or f64, and returns a value; the
-bound in its docstring is the largest error that the tests measured, in ulp, f32 then f64.
+Each function takes an ``Emitter`` and values of one kind, f32 or f64, and returns a value.  The
+error in its docstring is a bound that the tests hold it to, on machines with a fused multiply-add.
 Coefficients are minimax fits (Remez in multiple precision, then rounded one after the other).
 """
 
@@ -112,7 +112,7 @@ def expm1_polynomial(e: Emitter, r: Value) -> Value:
 
 
 def exp(e: Emitter, x: Value) -> Value:
-    """e^x, subnormal results rounded once."""
+    """e^x, subnormal results rounded once. Error: f32 0.9 ulp, f64 0.8 ulp."""
     x = e.min(e.max(x, _EXP_LOW[x.kind]), _EXP_HIGH[x.kind])
     n, r = reduce_exp(e, x)
     return e.ldexp(exp_polynomial(e, r), n)
@@ -129,7 +129,7 @@ def exp_fast(e: Emitter, x: Value) -> Value:
 
 
 def exp2(e: Emitter, x: Value) -> Value:
-    """2^x; exact for integers."""
+    """2^x; exact for integers. Error: f32 0.9 ulp, f64 0.8 ulp."""
     high, low = {"f32": (129.0, -151.0), "f64": (1025.0, -1076.0)}[x.kind]
     x = e.min(e.max(x, low), high)
     n = e.round_scaled(x, 1.0)
@@ -137,7 +137,7 @@ def exp2(e: Emitter, x: Value) -> Value:
 
 
 def expm1(e: Emitter, x: Value) -> Value:
-    """e^x - 1."""
+    """e^x - 1. Error: f32 1.6 ulp, f64 1.7 ulp."""
     low = {"f32": -18.0, "f64": -40.0}[x.kind]  # where it rounds to -1
     clamped = e.min(e.max(x, low), _EXP_HIGH[x.kind])
     n, r = reduce_exp(e, clamped)
@@ -148,7 +148,7 @@ def expm1(e: Emitter, x: Value) -> Value:
 
 
 def sigmoid(e: Emitter, x: Value) -> Value:
-    """1 / (1 + e^-x)."""
+    """1 / (1 + e^-x). Error: f32 2.4 ulp, f64 2.0 ulp."""
     clamped = e.min(e.max(x, -_EXP_HIGH[x.kind]), -_EXP_LOW_NORMAL[x.kind])
     n, r = reduce_exp(e, -clamped)
     return 1.0 / (1.0 + e.ldexp_up(exp_polynomial(e, r), n))
@@ -207,13 +207,13 @@ def _log_of_parts(e: Emitter, k: Value, f: Value) -> Value:
 
 
 def log(e: Emitter, x: Value) -> Value:
-    """Natural logarithm."""
+    """Natural logarithm. Error: f32 1.0 ulp, f64 0.9 ulp."""
     m, k = split_exponent(e, x)
     return log_specials(e, x, _log_of_parts(e, k, m - 1.0))
 
 
 def log2(e: Emitter, x: Value) -> Value:
-    """Logarithm to the base 2; exact for powers of two."""
+    """Logarithm to the base 2; exact for powers of two. Error: f32 1.7 ulp, f64 1.5 ulp."""
     high, low = {
         "f32": (1.4426950216293335, 1.9259629911266175e-08),
         "f64": (1.4426950408889634, 2.0355273740931032e-17),
@@ -225,7 +225,7 @@ def log2(e: Emitter, x: Value) -> Value:
 
 
 def log10(e: Emitter, x: Value) -> Value:
-    """Logarithm to the base 10."""
+    """Logarithm to the base 10. Error: f32 1.1 ulp, f64 1.2 ulp."""
     high, low = {
         "f32": (0.4342944920063019, -1.0103050052231684e-08),
         "f64": (0.4342944819032518, 1.0983196502167651e-17),
@@ -241,7 +241,7 @@ def log10(e: Emitter, x: Value) -> Value:
 
 
 def log1p(e: Emitter, x: Value) -> Value:
-    """log(1 + x)."""
+    """log(1 + x). Error: f32 0.9 ulp, f64 0.9 ulp."""
     u = x + 1.0
     lost = x - (u - 1.0)  # what rounding took from 1 + x; meaningless and harmless for large x
     m, k = split_exponent(e, u)
@@ -254,7 +254,7 @@ def log1p(e: Emitter, x: Value) -> Value:
 
 
 def pow_(e: Emitter, x: Value, y: Value) -> Value:
-    """x^y with all of IEEE 754's special cases."""
+    """x^y with all of IEEE 754's special cases. Error: f32 0.6 ulp, f64 1.0 ulp."""
     magnitude = e.abs(x)
     if x.kind == "f32":
         result = _pow_in_double(e, magnitude, y)
@@ -342,7 +342,10 @@ def _pow_in_two_doubles(e: Emitter, x: Value, y: Value) -> Value:
 
 
 def tanh(e: Emitter, x: Value) -> Value:
-    """Hyperbolic tangent: q = E / (E + 2) with E = e^2|x| - 1; E/2·(1 - q) while E is small."""
+    """Hyperbolic tangent: q = E / (E + 2) with E = e^2|x| - 1; E/2·(1 - q) while E is small.
+
+    Error: f32 1.8 ulp, f64 1.7 ulp.
+    """
     saturated = {"f32": 20.0, "f64": 44.0}[x.kind]
     n, r = reduce_exp(e, e.min(e.abs(x) * 2.0, saturated))
     # The sum is made from the rounded E: its error then hardly matters where tanh is near one.
@@ -359,7 +362,7 @@ def _half_exp(e: Emitter, a: Value) -> Value:
 
 
 def sinh(e: Emitter, x: Value) -> Value:
-    """Hyperbolic sine."""
+    """Hyperbolic sine. Error: f32 1.6 ulp, f64 1.4 ulp."""
     a = e.abs(x)
     half = _half_exp(e, a)
     z = x * x
@@ -368,13 +371,13 @@ def sinh(e: Emitter, x: Value) -> Value:
 
 
 def cosh(e: Emitter, x: Value) -> Value:
-    """Hyperbolic cosine."""
+    """Hyperbolic cosine. Error: f32 1.3 ulp, f64 1.3 ulp."""
     half = _half_exp(e, e.abs(x))
     return half + 0.25 / half
 
 
 def asinh(e: Emitter, x: Value) -> Value:
-    """Inverse hyperbolic sine."""
+    """Inverse hyperbolic sine. Error: f32 1.7 ulp, f64 1.5 ulp."""
     a = e.abs(x)
     big = a > {"f32": 1e9, "f64": 1e18}[x.kind]  # log(2a) from here, and a² may overflow
     z = a * a
@@ -383,7 +386,7 @@ def asinh(e: Emitter, x: Value) -> Value:
 
 
 def acosh(e: Emitter, x: Value) -> Value:
-    """Inverse hyperbolic cosine; NaN below 1."""
+    """Inverse hyperbolic cosine; NaN below 1. Error: f32 2.1 ulp, f64 1.6 ulp."""
     t = x - 1.0
     big = x > {"f32": 1e9, "f64": 1e18}[x.kind]
     argument = e.select(big, x, t + e.sqrt(e.fma(t, t, t * 2.0)))
@@ -392,7 +395,6 @@ def acosh(e: Emitter, x: Value) -> Value:
 
 
 def atanh(e: Emitter, x: Value) -> Value:
-    """Inverse hyperbolic tangent; inf at ±1, NaN beyond."""
+    """Inverse hyperbolic tangent; inf at ±1, NaN beyond. Error: f32 2.0 ulp, f64 1.5 ulp."""
     a = e.abs(x)
     return e.copysign(log1p(e, (a + a) / (1.0 - a)) * 0.5, x)
-

@@ -21,16 +21,16 @@ _WORD = 0xFFFFFFFF
 def philox_words(e: Emitter, seed: Value, index: Value) -> tuple[Value, Value, Value, Value]:
     """The four random 32-bit words of (seed, index), in i64 lanes."""
     # Upper halves hold rubbish until a word is used: a multiplication or the end masks it.
-    key0, key1 = seed, seed >> 32
-    c0, c1 = index, index >> 32
-    c2 = c3 = e.value(0, "i64")
-    for step in range(10):
-        if step:
-            key0, key1 = key0 + _KEY_STEPS[0], key1 + _KEY_STEPS[1]
-        left, right = (c0 & _WORD) * _MULTIPLIERS[0], (c2 & _WORD) * _MULTIPLIERS[1]
-        c0, c1 = (right >> 32) ^ c1 ^ key0, right
-        c2, c3 = (left >> 32) ^ c3 ^ key1, left
+    zero = e.value(0, "i64")
+    start = (index, index >> 32, zero, zero, seed, seed >> 32)
+    c0, c1, c2, c3, _, _ = e.repeat(10, start, _round)
     return c0 & _WORD, c1 & _WORD, c2 & _WORD, c3 & _WORD
+
+
+def _round(c0: Value, c1: Value, c2: Value, c3: Value, key0: Value, key1: Value) -> list[Value]:
+    left, right = (c0 & _WORD) * _MULTIPLIERS[0], (c2 & _WORD) * _MULTIPLIERS[1]
+    first, third = (right >> 32) ^ c1 ^ key0, (left >> 32) ^ c3 ^ key1
+    return [first, right, third, left, key0 + _KEY_STEPS[0], key1 + _KEY_STEPS[1]]
 
 
 def _unit_interval(e: Emitter, word: Value) -> Value:

@@ -1,6 +1,6 @@
 """The error function's family, gamma's, and modified Bessel functions.
 
-Bounds and coefficients as in ``vector_math_exponential``.
+Errors and coefficients as in ``vector_math_exponential``.
 """
 
 from __future__ import annotations
@@ -153,7 +153,10 @@ def _minus_log_erfc(e: Emitter, a: Value) -> Value:
 
 
 def erf(e: Emitter, x: Value) -> Value:
-    """Error function: 1 - e^-y as one e^-y - 1, without cancellation near zero."""
+    """Error function: 1 - e^-y as one e^-y - 1, without cancellation near zero.
+
+    Error: f32 1.7 ulp, f64 1.6 ulp.
+    """
     a = e.min(e.abs(x), _ERF_ONE[x.kind])
     n, r = reduce_exp(e, _minus_log_erfc(e, a))
     p = expm1_polynomial(e, r)
@@ -161,7 +164,10 @@ def erf(e: Emitter, x: Value) -> Value:
 
 
 def erfc(e: Emitter, x: Value) -> Value:
-    """1 - erf(x): e^-y as in ``erf`` up to 1, then e^(-x²) times a polynomial."""
+    """1 - erf(x): e^-y as in ``erf`` up to 1, then e^(-x²) times a polynomial.
+
+    Error: f32 3.7 ulp, f64 3.0 ulp.
+    """
     center = _ERFC_K[x.kind]
     a = e.min(e.abs(x), {"f32": 11.0, "f64": 28.0}[x.kind])
     q = (a - center) / (a + center)
@@ -177,7 +183,7 @@ def erfc(e: Emitter, x: Value) -> Value:
 
 
 def erfinv(e: Emitter, x: Value) -> Value:
-    """Inverse error function; ±inf at ±1, NaN beyond."""
+    """Inverse error function; ±inf at ±1, NaN beyond. Error: f32 3.5 ulp, f64 3.5 ulp."""
     a = e.abs(x)
     w = -log(e, (1.0 - a) * (a + 1.0))
     pieces = _ERFINV[x.kind]
@@ -263,20 +269,20 @@ def _bessel(e: Emitter, x: Value, order: int, scaled: bool) -> Value:
 
 
 def i0(e: Emitter, x: Value) -> Value:
-    """Modified Bessel function of order 0."""
+    """Modified Bessel function of order 0. Error: f32 3.9 ulp, f64 4.2 ulp."""
     return _bessel(e, x, 0, scaled=False)
 
 
 def i0e(e: Emitter, x: Value) -> Value:
-    """e^-|x|·I0(x)."""
+    """e^-|x|·I0(x). Error: f32 3.5 ulp, f64 3.6 ulp."""
     return _bessel(e, x, 0, scaled=True)
 
 
 def i1(e: Emitter, x: Value) -> Value:
-    """Modified Bessel function of order 1."""
+    """Modified Bessel function of order 1. Error: f32 4.1 ulp, f64 3.3 ulp."""
     return _bessel(e, x, 1, scaled=False)
 
 
 def i1e(e: Emitter, x: Value) -> Value:
-    """e^-|x|·I1(x)."""
+    """e^-|x|·I1(x). Error: f32 3.5 ulp, f64 3.0 ulp."""
     return _bessel(e, x, 1, scaled=True)

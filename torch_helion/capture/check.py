@@ -1,0 +1,232 @@
+"""Each new kernel is compared once with what its region says, before it is used.
+
+What flows in: a region, its kernel and the kernel's text. What flows out: a verdict in words, or
+``exc.AccuracyError``. The kernel runs on a small instance with random numbers (``small_instance.py``);
+the region's operators run on ATen in float64, and as they are.
+
+The rule, for every output: integers and bools are equal; floats are close at the dtype's tolerance, else
+
+    RMSE(kernel, float64) <= m * RMSE(ATen, float64) + tolerance / 10,   m = 2 (float32), 3 (half types)
+
+Verdicts are kept in the artifact cache, so that a kernel is judged once per machine.
+"""
+
+from __future__ import annotations
+
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from torch_helion import _logging, exc
+from torch_helion.capture import small_instance
+from torch_helion.capture.region_to_kernel import structural_key
+from torch_helion.capture.small_instance import CannotShrink, Instance
+from torch_helion.compiler import kernel_key, load_kernel
+from torch_helion.lowering.rows import graph_lowerings
+from torch_helion.runtime import artifact_cache
+
+log = _logging.get_logger("capture")
+
+KIND = "verdict"
+VERSION = 1
+# Above this many elements (over all operators) a check at real sizes is not worth its time.
+TOO_MANY = 1 << 24
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """When two numbers of a dtype are close."""
+
+    rtol: float
+    atol: float
+    factor: float
+    """by how much the error may exceed ATen's own"""
+
+
+TOLERANCES: Mapping[torch.dtype, Tolerance] = {
+    torch.float64: Tolerance(1e-7, 1e-7, 2),
+    torch.float32: Tolerance(1.3e-6, 1e-5, 2),
+    torch.float16: Tolerance(1e-3, 1e-3, 3),
+    torch.bfloat16: Tolerance(1.6e-2, 1e-2, 3),
+}
+
+
+def check_kernel(region: Any, made: Any, text: str) -> str:
+    """Judge a kernel, or repeat what was judged before; raises ``exc.AccuracyError``."""
+    key = _key(region, text)
+    verdict = _remembered.get(key)
+    if verdict is None:
+        stored = artifact_cache.get(KIND, key)
+        verdict = stored.decode() if stored is not None else _judge(region, made, text)
+        if stored is None:
+            artifact_cache.put(KIND, key, verdict.encode())
+        _remembered[key] = verdict
+    if not verdict.startswith(_GOOD):
+        raise exc.AccuracyError(f"{made.kernel.name}: {verdict}")
+    return verdict
+
+
+_GOOD = ("right", "not checked")
+_remembered: dict[str, str] = {}
+
+
+def _key(region: Any, text: str) -> str:
+    """The kernel, and what it stands for: equal texts of different regions are judged apart."""
+    meaning = repr(structural_key(region))
+    return hashlib.sha256(f"{VERSION}\n{kernel_key(text)}\n{meaning}".encode()).hexdigest()
+
+
+def _judge(region: Any, made: Any, text: str) -> str:
+    kernel = load_kernel(text)
+    try:
+        small = small_instance.make(region, made, graph_lowerings())
+        verdict = run_and_compare(small, kernel)
+        if verdict is None:
+            return "right on a small instance"
+        log.debug("%s: on a small instance: %s", made.kernel.name, verdict)
+    except CannotShrink as error:
+        verdict = None
+        log.debug("%s: no small instance: %s", made.kernel.name, error)
+    # A wrong small instance must not cost a right kernel: the real sizes have the last word.
+    try:
+        real = small_instance.make(region, made, graph_lowerings(), real=True)
+    except CannotShrink as error:
+        return verdict or f"not checked: {error}"
+    if real.elements > TOO_MANY:
+        return verdict or f"not checked: {real.elements} elements at real sizes"
+    return run_and_compare(real, kernel) or "right at real sizes"
+
+
+# ---------------------------------------------------------------------- one run
+
+
+def run_and_compare(instance: Instance, kernel: Callable[..., None]) -> str | None:
+    """What is wrong with the kernel's results; None if nothing is."""
+    data, precise, plain = _data_and_references(instance)
+    arguments, _ = data
+    results = {
+        node: argument
+        for node, argument in zip(instance.made.tensors, arguments, strict=True)
+        if node in set(instance.region.outputs)
+    }
+    for result in results.values():
+        _spoil(result)
+    kernel(*arguments, *instance.sizes)
+    for node, result in results.items():
+        got = small_instance.as_node(node, result, instance.shapes[node])
+        wrong = compare(got, precise[node], plain[node])
+        if wrong is not None:
+            return f"{node}: {wrong}"
+    return None
+
+
+def _data_and_references(instance: Instance) -> tuple[Any, dict[fx.Node, Any], dict[fx.Node, Any]]:
+    """Random data on which the region's operators give numbers, and what they give."""
+    top = _index_limit(instance)
+    attempts = ((False, 0, top), (False, 1, max(top, 2)), (True, 0, top), (True, 0, 1), (True, 1, 2))
+    failure: Exception | None = None
+    best: Any = None
+    for positive, low, high in attempts:
+        generator = torch.Generator().manual_seed(20)
+        data = small_instance.fill(instance, generator, positive, low, high)
+        inputs = {n: v.clone() for n, v in data[1].items() if n not in set(instance.region.outputs)}
+        try:
+            plain = instance.program.run(inputs, precise=False)
+        except CannotShrink:
+            raise
+        except Exception as error:  # an index or a divisor that the operators do not take
+            failure = error
+            continue
+        precise = _precise(instance, inputs, plain)
+        best = best or (data, precise, plain)
+        if _mostly_numbers([plain[n] for n in instance.region.outputs]):
+            return data, precise, plain
+    if best is None:
+        raise CannotShrink(f"the operators take no random data: {failure}")
+    return best
+
+
+def _precise(
+    instance: Instance, inputs: Mapping[fx.Node, torch.Tensor], plain: dict[fx.Node, Any]
+) -> dict[fx.Node, Any]:
+    try:
+        return instance.program.run(inputs, precise=True)
+    except Exception as error:  # bit patterns have no meaning in float64
+        log.debug("no float64 evaluation: %s", error)
+        return plain
+
+
+def _index_limit(instance: Instance) -> int:
+    """Integers below this are in range wherever the region uses them as indices."""
+    limit = 9
+    for node in instance.region.nodes:
+        if getattr(node.target, "_opname", "") in _GATHERS and node.args:
+            table = node.args[0]
+            if isinstance(table, fx.Node):
+                limit = min(limit, *instance.program.shape(table, instance.program.small), limit)
+    return max(limit, 1)
+
+
+_GATHERS = frozenset({"index", "_unsafe_index", "gather", "index_select", "embedding"})
+
+
+def _mostly_numbers(values: list[Any]) -> bool:
+    floats = [v for v in values if v.is_floating_point() and v.numel()]
+    return all(v.isfinite().float().mean() > 0.5 for v in floats)
+
+
+def _spoil(output: torch.Tensor) -> None:
+    """What a kernel does not write must not look right."""
+    if output.dtype.is_floating_point:
+        output.fill_(float("nan"))
+    else:
+        output.fill_(1 if output.dtype is torch.bool else 111)
+
+
+# ---------------------------------------------------------------------- comparison
+
+
+def compare(got: torch.Tensor, precise: torch.Tensor, plain: torch.Tensor) -> str | None:
+    """What is wrong with ``got``, given the float64 evaluation and ATen's own; None if nothing is."""
+    if got.shape != plain.shape or got.dtype != plain.dtype:
+        return f"{got.dtype}{list(got.shape)} instead of {plain.dtype}{list(plain.shape)}"
+    if got.numel() == 0:
+        return None
+    tolerance = TOLERANCES.get(got.dtype)
+    if tolerance is None:
+        if torch.equal(got, plain) or torch.equal(got, precise.to(got.dtype)):
+            return None
+        return f"{int((got != plain).sum())} of {got.numel()} integers differ"
+    truth = precise.double()
+    got64, plain64 = got.double(), plain.double()
+    finite = truth.isfinite() & plain64.isfinite()
+    if bool((got64.isfinite() != plain64.isfinite())[truth.isfinite() == plain64.isfinite()].any()):
+        return "infinities or NaNs at other places"
+    same_kind = (got64 == plain64) | (got64.isnan() & plain64.isnan())
+    if not bool(same_kind[~finite & (truth.isfinite() == plain64.isfinite())].all()):
+        return "other infinities or NaNs"
+    return _compare_numbers(got64[finite], truth[finite], plain64[finite], tolerance)
+
+
+def _compare_numbers(
+    got: torch.Tensor, truth: torch.Tensor, plain: torch.Tensor, tolerance: Tolerance
+) -> str | None:
+    if torch.allclose(got, truth, rtol=tolerance.rtol, atol=tolerance.atol):
+        return None
+    scale = _rms(truth)
+    error, own = _rms(got - truth), _rms(plain - truth)
+    allowed = tolerance.factor * own + 0.1 * (tolerance.atol + tolerance.rtol * scale)
+    if error <= allowed:
+        return None
+    return f"error {error:.3g} against float64, at most {allowed:.3g} allowed"
+
+
+def _rms(values: torch.Tensor) -> float:
+    return float(values.square().mean().sqrt()) if values.numel() else 0.0
+
+
