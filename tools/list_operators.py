@@ -13,6 +13,8 @@ from collections import defaultdict
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+# The prims of Inductor exist once it has been imported.
+import torch._inductor.inductor_prims  # noqa: E402, F401
 
 from torch_helion.lowering.registry import Lowering  # noqa: E402
 from torch_helion.lowering.rows import graph_lowerings  # noqa: E402

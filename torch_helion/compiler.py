@@ -21,6 +21,8 @@ from torch_helion.codegen.target import Target
 from torch_helion.config import Config
 from torch_helion.ir.graph import Kernel
 from torch_helion.ir.verifier import verify
+from torch_helion.passes import pass_manager
+from torch_helion.passes.pipeline import KEEP_AXES, SIMPLIFY
 from torch_helion.runtime import artifact_cache, launcher
 
 log = _logging.get_logger("code")
@@ -43,6 +45,8 @@ def compile_kernel(
     """
     machine = target.machine()
     verify(kernel)
+    # A config's block sizes are those of the kernel's own axes, so they must not be merged then.
+    kernel = pass_manager.run(SIMPLIFY if config is None else KEEP_AXES, kernel)
     config = config or target.default_config(kernel, hints or {}, machine)
     text = target.print_kernel(kernel, config, machine)
     log.debug("%s with %s:\n%s", kernel.name, config, text)

@@ -35,12 +35,9 @@ REFUSED = {
     "aten.isclose.default": "another dtype",
     "aten.threshold.default": "does not fit",
     "aten.threshold_backward.default": "does not fit",
-    "aten.fill.Scalar": "does not fit",
-    "aten.masked_fill.Scalar": "does not fit",
     "prims.fma.default": "not defined for torch.bool",
     "aten.view.dtype": "width",
     "aten.view_copy.dtype": "width",
-    "prims.shift_right_arithmetic.default": "bool",
 }
 
 

@@ -447,7 +447,7 @@ def share_across(space: Space, facts: Facts, left: Readings, right: Readings) ->
 
 def origin_of(facts: Facts, value: fx.Node) -> fx.Node:
     """What a value from outside is a view of, in the end."""
-    while facts.is_outside_view(value):
+    while facts.is_view(value):
         value = facts.operands(value)[0][1]
     return value
 
@@ -459,7 +459,7 @@ def share_origin(space: Space, facts: Facts, values: dict[fx.Node, Use]) -> None
     ends: list[Key] = []
     for value, use in values.items():
         key: Key = use
-        while facts.is_outside_view(value):
+        while facts.is_view(value):
             if value not in facts.view_spaces:
                 facts.view_spaces[value] = view_space(facts, value)
             view = facts.view_spaces[value]

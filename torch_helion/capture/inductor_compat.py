@@ -207,6 +207,18 @@ def without_caches() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def written_programs() -> Iterator[list[str]]:
+    """The text of every program that Inductor writes inside."""
+    programs: list[str] = []
+    original = _graph.GraphLowering.save_output_code
+    _graph.GraphLowering.save_output_code = staticmethod(programs.append)
+    try:
+        yield programs
+    finally:
+        _graph.GraphLowering.save_output_code = original
+
+
 def quiet_runtime() -> None:
     """No profiler records around the calls that dynamo generates now (1.5 to 1.9 µs a call).
 
@@ -460,7 +472,8 @@ def _with_strides(x: Any, value: torch.Tensor | None) -> Any:
 # ---------------------------------------------------------------------- our kernels
 
 LOADER = "torch_helion_load"
-_LOADER_IMPORT = f"from torch_helion.compiler import load_kernel as {LOADER}"
+LAUNCHER = "torch_helion_C.launch"
+LOADER_IMPORT = f"from torch_helion.compiler import load_kernel as {LOADER}"
 _RUNTIME_IMPORT = "from torch_helion import _C as torch_helion_C"
 _PHILOX_IMPORT = "from torch_helion.capture.node import random_numbers as torch_helion_random"
 _PROMISE_IMPORT = "from torch_helion.capture.node import promised_strides as torch_helion_promised"
@@ -678,7 +691,7 @@ def prepare(wrapper: Any) -> None:
         root._torch_helion_header = True
         root.header.splice(
             f"""
-            {_LOADER_IMPORT}
+            {LOADER_IMPORT}
             {_RUNTIME_IMPORT}
             empty_strided_cpu = torch_helion_C.empty_strided
             """,
@@ -824,7 +837,7 @@ def _launch_text(launches: list[LaunchLine]) -> list[str]:
     if len(launches) == 1:
         return [f"{launches[0].name}({', '.join(launches[0].arguments)})"]
     words = [word for line in launches for word in (line.name, *line.arguments)]
-    return [f"torch_helion_C.launch({', '.join(words)})"] if launches else []
+    return [f"{LAUNCHER}({', '.join(words)})"] if launches else []
 
 
 def _texts_of(line: Any) -> list[str]:

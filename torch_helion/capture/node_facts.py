@@ -78,8 +78,11 @@ class Facts:
         lowerings: Mapping[OpOverload, Lowering],
         probe: Callable[[Facts, fx.Node], str | None] | None = None,
         owned: Iterable[fx.Node] = (),
+        inside: Iterable[fx.Node] | None = None,
     ) -> None:
         self.lowerings = lowerings
+        self._inside = None if inside is None else set(inside)
+        """With a region given, every other node is outside, whatever it is."""
         self._owned = set(owned)
         """Nodes that are no constants, since their values are stored."""
         self.reasons: dict[fx.Node, str] = {}
@@ -104,9 +107,12 @@ class Facts:
         return int(node.args[1]) if node.target is operator.getitem else 0  # type: ignore[arg-type]
 
     def kind(self, node: fx.Node) -> str:
-        if node not in self._kinds:
-            self._kinds[node] = self._classify(node)
-        return self._kinds[node]
+        found = self._kinds.get(node)
+        if found is None:
+            outside = self._inside is not None and node not in self._inside
+            found = "outside" if outside else self._classify(node)
+            self._kinds[node] = found
+        return found
 
     def forget(self, nodes: Iterable[fx.Node]) -> None:
         """Classify these nodes again when they are next asked for."""
@@ -122,12 +128,12 @@ class Facts:
         """Whether the node's value is memory of its own."""
         return self.kind(node) in ("compute", "move", "item")
 
-    def is_outside_view(self, node: fx.Node) -> bool:
-        """Whether a node is a view, by a row of ours, of a value that is not ours."""
-        return (
-            node.op == "call_function" and self.kind(node) == "outside" and node not in self.reasons
-            and is_tensor(node) and node.target in self.lowerings
-        )
+    def is_view(self, node: fx.Node) -> bool:
+        """Whether a node is a view, by a row of ours, of its one operand, wherever it stands."""
+        row = self.lowerings.get(node.target) if node.op == "call_function" else None  # type: ignore[call-overload]
+        if row is None or row.kind != "view" or not is_tensor(node) or _is_copy(node, row):
+            return False
+        return len(self.operands(node)) == 1 and shares_memory(node)
 
     def operands(self, node: fx.Node) -> tuple[tuple[Path, fx.Node], ...]:
         """The tensor operands of the call behind `node`, with the places of their arguments."""
@@ -164,17 +170,19 @@ class Facts:
         if row.kind == "creation" and not operands:
             return "constant"
         sources = {self.kind(n) for _, n in operands}
-        if sources == {"constant"} and node not in self._owned:
-            if is_plain(node) or (row.kind == "pointwise" and self._is_small_constant(node)):
-                return "constant"
+        constant = sources == {"constant"} and node not in self._owned
+        if constant and (is_plain(node) or self._is_small_constant(node, row)):
+            return "constant"
         if row.kind not in ("view", "gather"):
             return "compute"
         if row.kind == "gather" or _is_copy(node, row) or not shares_memory(node):
             return "move"
         return "outside" if sources == {"outside"} else "view"
 
-    def _is_small_constant(self, node: fx.Node) -> bool:
+    def _is_small_constant(self, node: fx.Node, row: Lowering) -> bool:
         """An integer or bool expression of constants of few calls: masks, positions."""
+        if row.kind != "pointwise":
+            return False
         value = node.meta["val"]
         floating = not isinstance(value, torch.Tensor) or value.dtype.is_floating_point
         if floating and node.target not in _FLOATS_OF_CONSTANTS:
@@ -213,6 +221,8 @@ class Facts:
         if target in _NOT_ELEMENTWISE:
             return f"{target} is expected in parts"
         values = node.meta.get("val")
+        if values is None:
+            return "its sizes are not known"
         for value in values if isinstance(values, tuple | list) else (values,):
             why = unsupported_tensor(value)
             if why is not None:

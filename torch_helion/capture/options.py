@@ -10,6 +10,7 @@ An option is named ``helion.<setting>`` or plainly ``<setting>`` (any field of
 
 from __future__ import annotations
 
+import difflib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -87,12 +88,13 @@ def _setting_name(name: str) -> str | None:
 
 def _host_name(name: str) -> str:
     key = name.replace("-", "_")
-    if key not in inductor.option_names():
-        raise exc.invalid_option(
-            "option", name, [*settings.fields(), *map(PREFIX.__add__, settings.fields()),
-                             *inductor.option_names()]
-        )
-    return key
+    if key in inductor.option_names():
+        return key
+    ours = [*settings.fields(), *map(PREFIX.__add__, settings.fields())]
+    known = [*ours, *inductor.option_names()]
+    near = difflib.get_close_matches(name.lower(), [n.lower() for n in known], n=1, cutoff=0.7)
+    # without a likely one: our few names, not the host's many
+    raise exc.invalid_option("option", name, known if near else ours)
 
 
 def _host_value(name: str, value: Any) -> Any:

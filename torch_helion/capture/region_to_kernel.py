@@ -79,7 +79,8 @@ def region_to_kernel(region: Region, lowerings: Mapping[OpOverload, Lowering]) -
         found = {s: hint_of(n, hints) for s, n in zip(names, sizes, strict=True)}
         return RegionKernel(kernel, tuple(nodes[n] for n in numbers), sizes,
                             {s: 1 if n is None else n for s, n in found.items()})
-    built = build(Facts(lowerings, owned=region.outputs), region, hints)
+    facts = Facts(lowerings, owned=region.outputs, inside=region.nodes)
+    built = build(facts, region, hints)
     while len(kept) >= MAX_KEPT:
         kept.pop(next(iter(kept)))
     numbers = tuple(nodes.index(n) for n in built.tensors)
@@ -137,9 +138,7 @@ def build(facts: Facts, region: Region, hints: Mapping[sympy.Symbol, int],
 def _build(facts: Facts, space: Space, region: Region, template: Template,
            hints: Mapping[sympy.Symbol, int]) -> Emitted:
     for collapses in (True, False):
-        trace, stores, folds = trace_region(facts, space, region, template, hints)
-        traced = Traced.of(trace, stores, folds.values())
-        runs = _runs(traced, template, collapses)
+        trace, stores, folds, runs = trace_region(facts, space, region, template, hints, collapses)
         try:
             return _emit(trace, region, stores, folds, runs)
         except CollapseError:
@@ -148,28 +147,35 @@ def _build(facts: Facts, space: Space, region: Region, template: Template,
     raise AssertionError("unreachable")
 
 
-def _emit(trace: Trace, region: Region, stores: dict[fx.Node, Instance],
-          folds: dict[fx.Node, Instance], runs: Sequence[tuple[Atom, ...]]) -> Emitted:
+def _emit(trace: Trace, region: Region, stores: Instances, folds: Instances, runs: Runs) -> Emitted:
     try:
         return Emitter(trace, region.name, runs).emit(stores, folds)
     except exc.VerifierError as error:
         raise refusal(region.nodes[-1], str(error)) from error
 
 
+Runs = list[tuple[Atom, ...]]
+Instances = dict[fx.Node, Instance]
+
+
 def trace_region(
-    facts: Facts, space: Space, region: Region, template: Template, hints: Mapping[sympy.Symbol, int]
-) -> tuple[Trace, dict[fx.Node, Instance], dict[fx.Node, Instance]]:
-    """The trace, the instances of the outputs, and those of the reductions over grid axes."""
+    facts: Facts, space: Space, region: Region, template: Template, hints: Mapping[sympy.Symbol, int],
+    collapses: bool = True,
+) -> tuple[Trace, Instances, Instances, Runs]:
+    """The trace, the instances of the outputs, those of the reductions over grid axes, and the axes."""
     trace = Trace(facts, space, region.nodes, template, hints)
     folds = {}
     for call in template.outer:
         (output,) = axis_inference.outputs_of(call)
         folds[call] = trace.output(output)
     stores = {output: trace.output(output) for output in region.outputs}
-    return trace, stores, folds
+    runs = _runs(Traced.of(trace, stores, folds.values()), template, collapses)
+    if sum(bool(template.over & set(run)) for run in runs) > 1:
+        raise refusal(template.outer[0], "it reduces several grid axes that are not one")
+    return trace, stores, folds, runs
 
 
-def _runs(traced: Traced, template: Template, collapses: bool) -> list[tuple[Atom, ...]]:
+def _runs(traced: Traced, template: Template, collapses: bool) -> Runs:
     grid = ordered_atoms(traced, template.grid)
     full = ordered_atoms(traced, template.full)
     if not collapses:

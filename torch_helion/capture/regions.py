@@ -50,7 +50,7 @@ from torch_helion.capture.region_to_kernel import (
     region_to_kernel,
     trace_region,
 )
-from torch_helion.capture.template import Limits, Shape, Template, templates
+from torch_helion.capture.template import Limits, Shape, templates
 from torch_helion.capture.units import Units
 from torch_helion.lowering import view as view_rules
 from torch_helion.lowering.registry import Lowering
@@ -243,23 +243,20 @@ class Grower:
             return why
         if not any(self._must_trace(n) for n in nodes) and len(choices[0].over) <= 1:
             return None
-        return self._untraceable(nodes, inputs, outputs, space, choices[0])
+        region = Region(self._with_constants(nodes), inputs, outputs, "")
+        for template in choices:
+            try:
+                trace_region(self.facts, space, region, template, self.hints)
+                return None
+            except exc.LoweringError as error:
+                why = str(error)
+        return why
 
     def _cost(self, node: fx.Node) -> int:
         return self.probe.costs.get(node, 0)
 
     def _must_trace(self, node: fx.Node) -> bool:
         return self.facts.kind(node) == "move" or self.facts.call(node).target in _PARTIAL
-
-    def _untraceable(self, nodes: tuple[fx.Node, ...], inputs: tuple[fx.Node, ...],
-                     outputs: tuple[fx.Node, ...], space: Space, template: Template) -> str | None:
-        needed = self._with_constants(nodes)
-        try:
-            region = Region(needed, inputs, outputs, "")
-            trace_region(self.facts, space, region, template, self.hints)
-        except exc.LoweringError as error:
-            return str(error)
-        return None
 
     # -- the rim of a group -----------------------------------------------------------------------
 

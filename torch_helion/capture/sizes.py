@@ -18,6 +18,7 @@ import sympy
 import torch
 from torch import fx
 
+from torch_helion import exc
 from torch_helion.ir.builder import Builder
 from torch_helion.ir.types import Size, size_symbol
 
@@ -83,6 +84,8 @@ class SizeTable:
         """A size that belongs to no axis: a constant, or the one symbol of its expression."""
         if isinstance(host, int):
             return host
+        if not host.is_nonnegative:
+            raise exc.LoweringError("a size argument", "int64", f"{host} might be negative")
         if host not in self._of_host:
             symbol = size_symbol(f"h{len(self._of_host)}")
             self._of_host[host] = symbol

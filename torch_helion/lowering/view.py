@@ -187,8 +187,10 @@ def clamped(cx: Context, value: Any, size: Size, default: Size) -> Size:
         return size
     if isinstance(value, int) and isinstance(size, int):
         return max(0, min(value + size if value < 0 else value, size))
-    if isinstance(value, int) and value < 0:
-        return size + value
+    if isinstance(value, int):
+        return size + value if value < 0 else value
+    if not value.is_nonnegative:
+        raise cx.refuse(f"a slice from {value}, which might be negative")
     return value
 
 

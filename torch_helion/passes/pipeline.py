@@ -13,3 +13,6 @@ SIMPLIFY: tuple[Pass, ...] = (
     ELIMINATE_DEAD_CODE,
     COLLAPSE_AXES,
 )
+
+KEEP_AXES: tuple[Pass, ...] = tuple(p for p in SIMPLIFY if p is not COLLAPSE_AXES)
+"""The same for a kernel whose axes a config already has block sizes for."""

@@ -72,6 +72,9 @@ _LOG_F32 = (0.33333462476730347, -0.2500019371509552, 0.19990374147891998, -0.16
 _LOG_F64 = (0.666666666666666, 0.4000000000005674, 0.28571428555805256, 0.22222224299589122,
             0.18181665668215677, 0.1539111922007773, 0.13173470371226745,
             0.13843950539035135)  # fmt: skip
+# log2(m) = s·P(z), s = (m - 1)/(m + 1), to 2^-42 of it: for results that are rounded to f32
+_LOG2_FOR_F32 = (2.885390081777417, 0.9617966948360994, 0.5770777532403601, 0.41222635342997627,
+                 0.31927945990392564, 0.2908913876337427)  # fmt: skip
 # 2·atanh(s) = 2s + s·z·(2/3 + z·R(z))
 _POW_F64 = (0.3999999999999972, 0.2857142857157993, 0.2222222219078177, 0.1818182156808405,
             0.1538440453433706, 0.1334120459755376, 0.11591456017049924,
@@ -272,8 +275,8 @@ def pow_(e: Emitter, x: Value, y: Value) -> Value:
 def _pow_in_double(e: Emitter, magnitude: Value, y: Value) -> Value:
     x, exponent = e.widen(magnitude), e.widen(y)
     m, k = split_exponent(e, x)
-    f = m - 1.0
-    logarithm = e.fma(f + log1p_tail(e, f), LOG2_E, k)
+    s = (m - 1.0) / (m + 1.0)
+    logarithm = e.fma(s, e.horner(s * s, _LOG2_FOR_F32), k)
     if not e.has_avx512:
         logarithm = e.select(x.eq(math.inf), x, logarithm)
         logarithm = e.select(x.eq(0.0), -math.inf, logarithm)
