@@ -8,6 +8,7 @@ that go in end, or begin, at an unmapped page with poison on the other side (tes
 
 from __future__ import annotations
 
+import pathlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -175,3 +176,75 @@ def quiet() -> Iterator[None]:
 def test_forward(op: OpInfo, dtype: torch.dtype) -> None:
     for number, sample in enumerate(samples_of(op, dtype)):
         run_both(op, sample, ("end", "start")[number % 2])
+
+
+NATIVE = pathlib.Path(__file__).with_name("native_ops.txt").read_text().split()
+"""Operators whose forward is a kernel of ours (written by tools/list_native_ops.py)."""
+
+
+def differentiable() -> list[Any]:
+    known = {op.formatted_name: op for op in op_db}
+    return [
+        pytest.param(op, id=name)
+        for name in NATIVE
+        if (op := known.get(name)) is not None
+        and op.supports_autograd
+        and op.supports_dtype(torch.float32, "cpu")
+        and not is_random(op)
+    ]
+
+
+def gradients(op: OpInfo, sample: SampleInput, call: Callable[..., Any]) -> tuple[Any, Any]:
+    """The outputs of `call` on the sample, and the gradients of a fixed weighting of them."""
+    leaves = [t for t in tensors((sample.input, sample.args, sample.kwargs)) if t.requires_grad]
+    out = call(sample.input, sample.args, sample.kwargs)
+    if op.output_process_fn_grad is not None:
+        out = op.output_process_fn_grad(out)
+    generator = torch.Generator().manual_seed(2)
+    total = sum(
+        (o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype)).sum()
+        for o in tensors(out)
+        if o.requires_grad
+    )
+    if not isinstance(total, torch.Tensor):
+        pytest.skip("no output of the sample depends on an input that has a gradient")
+    return out, torch.autograd.grad(total, leaves, allow_unused=True)
+
+
+@pytest.mark.parametrize("op", differentiable())
+def test_backward(op: OpInfo) -> None:
+    def call(input: Any, args: Any, kwargs: Any) -> Any:
+        return op.op(input, *args, **kwargs)
+
+    for sample in samples_of(op, torch.float32, requires_grad=True):
+        try:
+            _, want = gradients(op, sample, call)
+        except Exception as error:
+            pytest.skip(f"eager refuses the sample: {type(error).__name__}")
+        torch._dynamo.reset()
+        _, got = gradients(op, sample, torch.compile(call, backend="helion"))
+
+        def exact(sample: SampleInput = sample) -> Any:
+            wide = SampleInput(
+                *(
+                    tree_map_only(
+                        torch.Tensor,
+                        lambda t: (
+                            t.detach().double().requires_grad_(t.requires_grad)
+                            if t.is_floating_point()
+                            else t
+                        ),
+                        part,
+                    )
+                    for part in (sample.input, sample.args, sample.kwargs)
+                )
+            )
+            return gradients(op, wide, call)[1]
+
+        assert [g is None for g in got] == [w is None for w in want]
+        judge(
+            [g for g in got if g is not None],
+            [w for w in want if w is not None],
+            lambda exact=exact: [g for g in exact() if g is not None],
+            op.name,
+        )

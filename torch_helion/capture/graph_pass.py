@@ -434,6 +434,10 @@ def _convert_element_type(node: Node) -> None:
     node.args, node.kwargs = node.args[:1], {"dtype": node.args[1]}
 
 
+def _rev(node: Node) -> None:
+    node.target = aten.flip.default
+
+
 def _iota(node: Node) -> None:
     """prims.iota(length, start, step, dtype, device) → aten.arange."""
     length: Any = node.args[0]
@@ -448,7 +452,8 @@ def _iota(node: Node) -> None:
 
 def _random(node: Node) -> None:
     function, *arguments = _random_call(node)
-    node.target, node.args, node.kwargs = RandomCall(function), tuple(arguments), {}
+    node.target = RandomCall(function, node.meta["val"])
+    node.args, node.kwargs = tuple(arguments), {}
 
 
 def _random_call(node: Any) -> tuple[Any, ...]:
@@ -480,6 +485,7 @@ _RANDOM = frozenset({"prims::inductor_random", "prims::inductor_randint"})
 _REWRITES: dict[str, Callable[[Node], None]] = {
     "prims::convert_element_type": _convert_element_type,
     "prims::iota": _iota,
+    "prims::rev": _rev,
     **dict.fromkeys(_RANDOM, _random),
 }
 

@@ -43,6 +43,9 @@ class KernelCall:
         self.__name__ = self.__qualname__ = f"helion_{self.name}"
 
     def __call__(self, *args: Any) -> Any:
+        if _are_fake(args):
+            results = tuple(_new_like(value) for value in self.output_values)
+            return results if self.many else results[0]
         return inductor_compat.lower_kernel(self, args)
 
 
@@ -54,12 +57,16 @@ class RandomCall:
     """
 
     function: str
+    value: torch.Tensor
+    """a fake tensor of the numbers"""
     _inductor_lowering_function: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         self.__name__ = self.__qualname__ = f"helion_{self.function}"
 
     def __call__(self, *args: Any) -> Any:
+        if _are_fake(args):
+            return _new_like(self.value)
         return inductor_compat.lower_random(self.function, args)
 
 
@@ -75,7 +82,20 @@ class PromiseCall:
         self.__name__ = self.__qualname__ = "helion_promised_strides"
 
     def __call__(self, x: Any) -> Any:
+        if _are_fake((x,)):
+            return _new_like(self.value)
         return inductor_compat.lower_promise(self.value, x)
+
+
+def _are_fake(args: Sequence[Any]) -> bool:
+    """Whether a node is run to learn its shapes (inside a branch of control flow), not lowered."""
+    return any(isinstance(x, torch.Tensor) for x in args)
+
+
+def _new_like(value: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(
+        value.shape, value.stride(), dtype=value.dtype, device=value.device
+    )
 
 
 def promised_strides(x: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:

@@ -278,12 +278,13 @@ def unsupported_tensor(value: Any) -> str | None:
         return "a lazily negated or conjugated tensor"
     if _is_subclass(value):
         return f"a tensor of type {type(value).__name__}"
-    if free_unbacked_symbols(value):
-        return "a size that depends on data"
     shape = value.shape
-    if any(isinstance(n, int) and n == 0 for n in shape):
+    static = all(type(n) is int for n in shape)
+    if not static and free_unbacked_symbols(value):
+        return "a size that depends on data"
+    if 0 in shape if static else any(type(n) is int and n == 0 for n in shape):
         return "a tensor without elements"
-    if all(isinstance(n, int) for n in shape):
+    if static:
         extent = 1 + sum((n - 1) * s for n, s in zip(shape, value.stride(), strict=True)
                          if isinstance(s, int))
         if extent * value.element_size() >= MAX_BYTES:

@@ -160,15 +160,20 @@ Instances = dict[fx.Node, Instance]
 
 def trace_region(
     facts: Facts, space: Space, region: Region, template: Template, hints: Mapping[sympy.Symbol, int],
-    collapses: bool = True,
+    collapses: bool = True, with_runs: bool = True,
 ) -> tuple[Trace, Instances, Instances, Runs]:
-    """The trace, the instances of the outputs, those of the reductions over grid axes, and the axes."""
+    """The trace, the instances of the outputs, those of the reductions over grid axes, and the axes.
+
+    `with_runs` False: the axes only as far as they say whether the template is possible.
+    """
     trace = Trace(facts, space, region.nodes, template, hints)
     folds = {}
     for call in template.outer:
         (output,) = axis_inference.outputs_of(call)
         folds[call] = trace.output(output)
     stores = {output: trace.output(output) for output in region.outputs}
+    if len(template.over) <= 1 and not with_runs:
+        return trace, stores, folds, []
     runs = _runs(Traced.of(trace, stores, folds.values()), template, collapses)
     if sum(bool(template.over & set(run)) for run in runs) > 1:
         raise refusal(template.outer[0], "it reduces several grid axes that are not one")

@@ -143,6 +143,8 @@ class Grower:
         self.number = {node: i for i, node in enumerate(graph.nodes)}
         self.units = Units(graph)
         self.group_of: dict[fx.Node, Group] = {}
+        self._refused: set[tuple[Group, Group]] = set()
+        """Pairs that cannot join; a group never changes, so neither does the answer."""
         self.notes: dict[fx.Node, str] = {}
         """Reasons found after growing."""
 
@@ -171,16 +173,16 @@ class Grower:
 
     def _join_producers(self, group: Group) -> None:
         """Join a group with those that feed it, as long as one more can join."""
-        refused: set[Group] = set()
         while True:
-            producer = next((g for g in self._producers(group) if g not in refused), None)
+            found = (g for g in self._producers(group) if (g, group) not in self._refused)
+            producer = next(found, None)
             if producer is None:
                 return
             joined = self._try_join(producer, group)
             if isinstance(joined, Group):
-                group, refused = joined, set()
+                group = joined
             else:
-                refused.add(producer)
+                self._refused.add((producer, group))
 
     def _start(self, call: fx.Node) -> Group | None:
         try:
@@ -202,7 +204,10 @@ class Grower:
         return [g for g in dict.fromkeys(found) if g is not group]
 
     def _try_join(self, a: Group, b: Group) -> Group | str:
-        """The union of two groups, registered; or why they stay apart."""
+        """The union of two groups, registered; or why they stay apart. b reads from a, or both from one input.
+
+        Only what b reads at odd places has to be traced: at its own places a group is known to be sound.
+        """
         if sum(self._counts(n) for g in (a, b) for n in g.nodes) > self.limits.max_nodes:
             return "too many nodes"
         if self.units.would_cycle(a.unit, b.unit):
@@ -212,7 +217,7 @@ class Grower:
             space = self._joined_space(a, b)
         except Conflict as error:
             return str(error)
-        why = self._unsound(nodes, space)
+        why = self._unsound(nodes, space, any(self._moves(n) for n in b.nodes))
         if why is not None:
             return why
         group = Group(nodes, space, self.units.join((a.nodes[0], b.nodes[0])))
@@ -232,7 +237,8 @@ class Grower:
         space.check_distinct()
         return space
 
-    def _unsound(self, nodes: tuple[fx.Node, ...], space: Space) -> str | None:
+    def _unsound(self, nodes: tuple[fx.Node, ...], space: Space, moves: bool) -> str | None:
+        """Why these nodes are no region. `moves`: some read what others hold at other places."""
         outputs = self.outputs(nodes)
         inputs = self._inputs(nodes)
         if len(inputs) + len(outputs) > self.limits.max_tensors:
@@ -241,12 +247,14 @@ class Grower:
         choices, why = templates(shape, self.limits)
         if not choices:
             return why
-        if not any(self._must_trace(n) for n in nodes) and len(choices[0].over) <= 1:
+        if not moves and len(choices[0].over) <= 1:
             return None
         region = Region(self._with_constants(nodes), inputs, outputs, "")
         for template in choices:
             try:
-                trace_region(self.facts, space, region, template, self.hints)
+                trace_region(
+                    self.facts, space, region, template, self.hints, with_runs=False
+                )
                 return None
             except exc.LoweringError as error:
                 why = str(error)
@@ -255,7 +263,8 @@ class Grower:
     def _cost(self, node: fx.Node) -> int:
         return self.probe.costs.get(node, 0)
 
-    def _must_trace(self, node: fx.Node) -> bool:
+    def _moves(self, node: fx.Node) -> bool:
+        """Whether a node's value at its own place comes from other places of an operand."""
         return self.facts.kind(node) == "move" or self.facts.call(node).target in _PARTIAL
 
     # -- the rim of a group -----------------------------------------------------------------------

@@ -25,6 +25,8 @@ from torch_helion.ir.types import Size, size_symbol
 
 def host_size(value: Any) -> Size:
     """An int or SymInt as int or sympy expression."""
+    if type(value) is int:
+        return value
     if isinstance(value, torch.SymInt):
         expr = value.node.expr
         return int(expr) if expr.is_Integer else expr
@@ -34,7 +36,12 @@ def host_size(value: Any) -> Size:
 
 
 def shape_of(node: fx.Node) -> tuple[Size, ...]:
-    return tuple(host_size(n) for n in node.meta["val"].shape)
+    shape = node.meta["val"].shape
+    return tuple(shape) if type(shape) is torch.Size and _static(shape) else tuple(map(host_size, shape))
+
+
+def _static(shape: Sequence[Any]) -> bool:
+    return all(type(n) is int for n in shape)
 
 
 def strides_of(node: fx.Node) -> tuple[Size, ...]:

@@ -91,6 +91,7 @@ class Trace:
         """Trace size of each axis name."""
         self._memo: dict[Any, Instance] = {}
         self._canonical: dict[Key, tuple[Affine, ...]] = {}
+        self._shapes: dict[Key, tuple[Size, ...]] = {}
         self._limit = 32 + 4 * len(nodes)
 
     # -- axes and sizes -----------------------------------------------------------------------
@@ -112,6 +113,11 @@ class Trace:
 
     def shape(self, key: Key) -> tuple[Size, ...]:
         """Sizes of a value or use over trace symbols."""
+        if key not in self._shapes:
+            self._shapes[key] = self._shape(key)
+        return self._shapes[key]
+
+    def _shape(self, key: Key) -> tuple[Size, ...]:
         if key in self.space.dims:
             return tuple(product(self.size(a) for a in atoms) for atoms in self.space.of(key))
         node = key if isinstance(key, fx.Node) else dict(self.facts.operands(key[0]))[key[1]]
