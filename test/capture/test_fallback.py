@@ -58,7 +58,7 @@ def test_a_region_that_fails_keeps_its_nodes(
         run()
     (record,) = graphs
     assert record.regions == [] and record.covered == 0
-    assert record.left["ATen"]["aten.exp.default"] == 1
+    assert record.left["ATen"]["aten.exp.default"] == 2
     assert any("broken on purpose" in node.reason for node in record.declined)
     assert "broken on purpose" in caplog.text
 
@@ -131,7 +131,7 @@ def test_a_failure_of_ours_ends_in_plain_inductor(
         (gradient,) = torch.autograd.grad(got.square().sum(), x)
     (want,) = torch.autograd.grad(program(x).square().sum(), x)
     _testing.assert_right(gradient, want)
-    assert plain == [False, True], "the backward, compiled later, falls back as well"
+    assert [bool(p) for p in plain] == [False, True], "the backward, compiled later, falls back as well"
     assert "hosted failed, plain Inductor is next: RuntimeError: broken on purpose" in caplog.text
 
 

@@ -1,19 +1,20 @@
 """Axis inference: which dimensions of a region's tensors are the same iteration axis.
 
-In: nodes with their rows. Out: a `Space`: for every value, and for every use of an operand, each dimension
-as a row-major product of atomic axes. Built node by node, joined where regions merge; `Conflict` says why
-two things cannot stand in one iteration space.
+In: nodes with their rows. Out: a `Space`: for every value, and for every use of an operand,
+each dimension as a row-major product of atomic axes. Built node by node, joined where regions
+merge; `Conflict` says why two things cannot stand in one iteration space.
 
-- An elementwise operation unifies dimensions as broadcasting aligns them; a dimension of extent 1 is the
-  empty product.
+- An elementwise operation unifies dimensions as broadcasting aligns them; a dimension of extent
+  1 is the empty product.
 - A reduction's kept dimensions unify with its operand's; the folded ones stay the operand's.
-- A view or gather unifies a dimension of its result with one of an operand where its index rule reads the
-  operand at exactly the result's position. So slices, pads and flips leave the dimension that they change
-  apart, without a list of what changes what.
-- A reshape aligns factors from the innermost: an axis of extent 12 that meets (3, 4) is split for everything
-  that has it.
-- Every use of an operand has dimensions of its own. They unify with those of the operand's producer when both
-  are in one region; an input that is used twice keeps two readings of it apart where they differ.
+- A view or gather unifies a dimension of its result with one of an operand where its index rule
+  reads the operand at exactly the result's position. So slices, pads and flips leave the
+  dimension that they change apart, without a list of what changes what.
+- A reshape aligns factors from the innermost: an axis of extent 12 that meets (3, 4) is split
+  for everything that has it.
+- Every use of an operand has dimensions of its own. They unify with those of the operand's
+  producer when both are in one region; an input that is used twice keeps two readings of it
+  apart where they differ.
 - A value in which one axis would occur twice (x[:, None] - x[None, :]) is a conflict.
 """
 
@@ -235,18 +236,23 @@ def _relate_reduction(space: Space, facts: Facts, node: fx.Node, row: Lowering) 
 
 def whole_dims(row: Lowering, node: fx.Node, rank: int) -> tuple[int, ...]:
     assert row.whole is not None
-    return tuple(sorted({d % rank for d in row.whole(rank, *node.args, **node.kwargs)} if rank else ()))
+    return tuple(
+        sorted({d % rank for d in row.whole(rank, *node.args, **node.kwargs)} if rank else ())
+    )
 
 
-def _reduced(space: Space, shape: Sequence[Size], dims: Dims, folded: Sequence[int],
-             out: Sequence[Size]) -> Dims:
+def _reduced(
+    space: Space, shape: Sequence[Size], dims: Dims, folded: Sequence[int], out: Sequence[Size]
+) -> Dims:
     kept = [d for d in range(len(shape)) if d not in folded]
     if len(out) == len(shape):
         pairs: list[int] = list(range(len(shape)))
     elif len(out) == len(kept):
         pairs = kept
     else:
-        raise Conflict(f"a result of {len(out)} dimensions from {len(shape)} with {len(folded)} folded")
+        raise Conflict(
+            f"a result of {len(out)} dimensions from {len(shape)} with {len(folded)} folded"
+        )
     result: list[Atoms] = []
     for n, d in zip(out, pairs, strict=True):
         if view_rules.is_one(n):
@@ -273,9 +279,17 @@ def host_argument(argument: Any) -> Any:
     return argument
 
 
-def index_context(facts: Facts, node: fx.Node, shapes: dict[Path, tuple[Size, ...]],
-                  out: tuple[Size, ...], arguments: Any, fits: Any) -> Context:
-    """The context in which the index rule of `node` runs; `arguments` translates the call's arguments."""
+def index_context(
+    facts: Facts,
+    node: fx.Node,
+    shapes: dict[Path, tuple[Size, ...]],
+    out: tuple[Size, ...],
+    arguments: Any,
+    fits: Any,
+) -> Context:
+    """The context in which the index rule of `node` runs; `arguments` translates the call's
+    arguments.
+    """
     call = facts.call(node)
     specs = {
         path: TensorSpec(operand.meta["val"].dtype, shapes[path])
@@ -306,8 +320,9 @@ def _relate_reads(space: Space, facts: Facts, node: fx.Node, row: Lowering) -> N
             _relate_reshape(space, output, shapes, shape)
             continue
         space.dims[output] = space.fresh_dims(shape)
-        places = tuple(Affine() if view_rules.is_one(n) else Affine.of(f"d{d}")
-                       for d, n in enumerate(shape))
+        places = tuple(
+            Affine() if view_rules.is_one(n) else Affine.of(f"d{d}") for d, n in enumerate(shape)
+        )
         for read in all_reads(row.rule(cx, places)):
             path = (read.argument,) if read.item is None else (read.argument, read.item)
             if (output, path) not in space.dims:
@@ -317,8 +332,9 @@ def _relate_reads(space: Space, facts: Facts, node: fx.Node, row: Lowering) -> N
                 space.dims[output, path] = space.fresh_dims(operand_shape)
 
 
-def _relate_reshape(space: Space, node: fx.Node, shapes: dict[Path, tuple[Size, ...]],
-                    shape: tuple[Size, ...]) -> None:
+def _relate_reshape(
+    space: Space, node: fx.Node, shapes: dict[Path, tuple[Size, ...]], shape: tuple[Size, ...]
+) -> None:
     ((path, source),) = shapes.items()
     space.dims[node] = space.fresh_dims(shape)
     space.dims[node, path] = space.fresh_dims(source)
@@ -342,8 +358,9 @@ def all_reads(sources: Iterable[Any]) -> list[Read]:
     return found
 
 
-def _read_dims(space: Space, node: fx.Node, shape: Sequence[Size], read: Read,
-               source: Sequence[Size]) -> Dims:
+def _read_dims(
+    space: Space, node: fx.Node, shape: Sequence[Size], read: Read, source: Sequence[Size]
+) -> Dims:
     dims: list[Atoms] = []
     for place, n in zip(read.index, source, strict=True):
         d = _plain_dimension(place)
@@ -383,11 +400,16 @@ def infer(facts: Facts, nodes: Sequence[fx.Node]) -> Space:
 def _is_owner(node: fx.Node) -> bool:
     """Whether a space is made for this node (items of a tuple come with their call)."""
     source = node.args[0] if node.args else None
-    return not (isinstance(source, fx.Node) and not is_tensor(source)
-                and isinstance(source.meta.get("val"), tuple | list))
+    return not (
+        isinstance(source, fx.Node)
+        and not is_tensor(source)
+        and isinstance(source.meta.get("val"), tuple | list)
+    )
 
 
-def connect(space: Space, facts: Facts, consumers: Iterable[fx.Node], producers: set[fx.Node]) -> None:
+def connect(
+    space: Space, facts: Facts, consumers: Iterable[fx.Node], producers: set[fx.Node]
+) -> None:
     """Unify every use of a value of `producers` by `consumers` with the value."""
     for consumer in consumers:
         for path, operand in facts.operands(consumer):
@@ -411,8 +433,8 @@ def readings_of(facts: Facts, nodes: Iterable[fx.Node], inside: set[fx.Node]) ->
 def share_inputs(space: Space, facts: Facts, readings: Readings) -> None:
     """Unify the readings of each input where that is possible: two that agree are one load.
 
-    Inputs that are views of one tensor (x and x.view(...)) are read in the same axes as far as the views
-    keep them.
+    Inputs that are views of one tensor (x and x.view(...)) are read in the same axes as far as
+    the views keep them.
     """
     origins: dict[fx.Node, dict[fx.Node, Use]] = {}
     for value, uses in readings.items():
@@ -482,7 +504,9 @@ def view_space(facts: Facts, view: fx.Node) -> Space | None:
 
 
 def try_unify(space: Space, pairs: Sequence[tuple[Key, Key]], more: Space | None = None) -> bool:
-    """Unify the dimensions of all pairs, or leave the space as it was. `more` joins the space first."""
+    """Unify the dimensions of all pairs, or leave the space as it was. `more` joins the space
+    first.
+    """
     if all(a in space.dims and b in space.dims and space.of(a) == space.of(b) for a, b in pairs):
         return True
     trial = space.join() if more is None else space.join(more)

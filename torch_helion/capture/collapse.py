@@ -1,9 +1,10 @@
 """Which axes of a traced region run together, and in which order its axes stand.
 
-In: a `Trace` with the instances of its outputs. Out: runs of atoms, outer to inner: each run is one kernel
-axis. Two neighbouring axes are one where every value depends on both or on neither, every access moves along
-them as along one contiguous dimension, and nothing looks at one of them alone. Fewer axes mean less index
-arithmetic, longer loops, and one grid for [B, S] whatever B and S are.
+In: a `Trace` with the instances of its outputs. Out: runs of atoms, outer to inner: each run is
+one kernel axis. Two neighbouring axes are one where every value depends on both or on neither,
+every access moves along them as along one contiguous dimension, and nothing looks at one of
+them alone. Fewer axes mean less index arithmetic, longer loops, and one grid for [B, S]
+whatever B and S are.
 """
 
 from __future__ import annotations
@@ -27,9 +28,16 @@ prims = torch.ops.prims
 # Creations whose value is the same everywhere.
 UNIFORM = frozenset(
     (
-        aten.full.default, aten.scalar_tensor.default, aten.zeros.default, aten.ones.default,
-        aten.empty.memory_format, aten.empty_strided.default, aten.empty_permuted.default,
-        prims.full.default, prims.scalar_tensor.default, prims.empty_strided.default,
+        aten.full.default,
+        aten.scalar_tensor.default,
+        aten.zeros.default,
+        aten.ones.default,
+        aten.empty.memory_format,
+        aten.empty_strided.default,
+        aten.empty_permuted.default,
+        prims.full.default,
+        prims.scalar_tensor.default,
+        prims.empty_strided.default,
     )
 )
 
@@ -77,11 +85,17 @@ class Region:
     @staticmethod
     def of(trace: Trace, stores: dict[fx.Node, Instance], others: Iterable[Instance]) -> Region:
         instances = reachable([*stores.values(), *others])
-        folds = {i.node: i for i in instances if i.node in trace.space.folded and i.kind == "compute"}
+        folds = {
+            i.node: i for i in instances if i.node in trace.space.folded and i.kind == "compute"
+        }
         return Region(trace, stores, folds, instances)
 
     def accesses(self) -> list[Access]:
-        found = [access_of(self.trace, i.node, i.use, i.index) for i in self.instances if i.kind == "load"]
+        found = [
+            access_of(self.trace, i.node, i.use, i.index)
+            for i in self.instances
+            if i.kind == "load"
+        ]
         found += [access_of(self.trace, node, node, i.index) for node, i in self._stored()]
         return found
 
@@ -94,15 +108,14 @@ class Region:
 def reachable(roots: Iterable[Instance]) -> tuple[Instance, ...]:
     """Every instance below `roots`, operands first."""
     order: dict[Instance, None] = {}
-
-    def visit(instance: Instance) -> None:
-        if instance not in order:
-            for part in instance.parts():
-                visit(part)
+    work: list[tuple[Instance, bool]] = [(root, False) for root in reversed(list(roots))]
+    while work:
+        instance, is_done = work.pop()
+        if is_done:
             order[instance] = None
-
-    for root in roots:
-        visit(root)
+        elif instance not in order:
+            work.append((instance, True))
+            work += [(part, False) for part in reversed(instance.parts())]
     return tuple(order)
 
 
@@ -116,7 +129,9 @@ def ordered_atoms(region: Region, atoms: frozenset[Atom]) -> Atoms:
     """
     trace = region.trace
     accesses = [access_of(trace, n, n, trace.canonical(n)) for n in region.stores]
-    accesses += [access_of(trace, i.node, i.use, i.index) for i in region.instances if i.kind == "load"]
+    accesses += [
+        access_of(trace, i.node, i.use, i.index) for i in region.instances if i.kind == "load"
+    ]
     order: list[Atom] = []
     left = set(atoms)
     while left:
@@ -131,7 +146,8 @@ def ordered_atoms(region: Region, atoms: frozenset[Atom]) -> Atoms:
 
 def _steps(region: Region, access: Access, atoms: set[Atom]) -> dict[Atom, tuple[int, int]]:
     """Likely distance in memory of neighbours along each atom, and its logical position."""
-    trace, found = region.trace, {}
+    trace = region.trace
+    found: dict[Atom, tuple[int, int]] = {}
     for dimension in access.dimensions:
         if not isinstance(dimension.place, Affine):
             continue
@@ -156,7 +172,11 @@ def runs_of(region: Region, atoms: Atoms, together: Callable[[Atom, Atom], bool]
     accesses = region.accesses()
     runs: list[Atoms] = []
     for atom in atoms:
-        if runs and together(runs[-1][-1], atom) and _one(region, accesses, known, runs[-1][-1], atom):
+        if (
+            runs
+            and together(runs[-1][-1], atom)
+            and _one(region, accesses, known, runs[-1][-1], atom)
+        ):
             runs[-1] = (*runs[-1], atom)
         else:
             runs.append((atom,))
@@ -179,9 +199,7 @@ def _dependencies(
             below |= affine(g.place for g in instance.guards)
         elif instance.kind == "select":
             below |= affine(c.place for where, _ in instance.branches for c in where)
-        elif instance.kind == "constant" and instance.node.target not in UNIFORM:
-            below |= affine(instance.index)
-        elif instance.kind == "compute" and _is_positional(region, instance):
+        elif _reads_positions(region, instance):
             below |= affine(instance.index)
         if instance.kind == "compute" and instance.node in trace.space.folded:
             below -= set(trace.space.leaves(trace.space.folded[instance.node]))
@@ -190,12 +208,13 @@ def _dependencies(
     return find
 
 
-def _is_positional(region: Region, instance: Instance) -> bool:
-    return region.trace.facts.row(instance.node).kind in ("creation", "random")
-
-
-def _one(region: Region, accesses: Sequence[Access], known: dict[Instance, frozenset[Atom]],
-         a: Atom, b: Atom) -> bool:
+def _one(
+    region: Region,
+    accesses: Sequence[Access],
+    known: dict[Instance, frozenset[Atom]],
+    a: Atom,
+    b: Atom,
+) -> bool:
     """Whether atoms a (outer) and b may be one axis."""
     trace = region.trace
     if any((a in atoms) != (b in atoms) for atoms in known.values()):
@@ -255,10 +274,16 @@ def _single_places(region: Region) -> Iterable[Affine]:
             yield from (c.place for c in where)
         if is_random(region.trace, instance):
             yield flat_place(region.trace, instance)
-        elif (instance.kind == "constant" and instance.node.target not in UNIFORM) or (
-            instance.kind == "compute" and _is_positional(region, instance)
-        ):
+        elif _reads_positions(region, instance):
             yield from (p for p in instance.index if isinstance(p, Affine))
+
+
+def _reads_positions(region: Region, instance: Instance) -> bool:
+    """Whether an instance computes with the numbers of its index."""
+    if instance.kind == "constant":
+        return instance.node.target not in UNIFORM
+    row = region.trace.facts.row(instance.node) if instance.kind == "compute" else None
+    return row is not None and row.kind in ("creation", "random")
 
 
 def is_random(trace: Trace, instance: Instance) -> bool:

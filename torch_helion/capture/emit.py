@@ -1,11 +1,11 @@
-"""From a traced region to a kernel: axes, buffers, phases, and the lowering rules called in between.
+"""From a traced region to a kernel: axes, buffers, phases, and calls of the lowering rules.
 
-In: a `Trace`, the instances to store, the runs of atoms that are one axis. Out: an `ir.Kernel` with the graph's
-nodes for its buffers and host sizes for its size arguments. Names depend on roles and positions only, so that
-equal regions give the same kernel, letter by letter.
+In: a `Trace`, the instances to store, the runs of atoms that are one axis. Out: an `ir.Kernel`
+with the graph's nodes for its buffers and host sizes for its size arguments. Names depend on
+roles and positions only, so that equal regions give the same kernel, letter by letter.
 
-A reduction over grid axes is emitted in three parts (`ASSOCIATIVE`): prepare each element and fold the tile in
-phase 1, fold the partial results and finish in phase 2.
+A reduction over grid axes is emitted in three parts (`ASSOCIATIVE`): prepare each element and
+fold the tile in phase 1, fold the partial results and finish in phase 2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from torch import fx
 
 from torch_helion import exc
 from torch_helion.capture.axes import Atom, Atoms, Key, outputs_of, refusal
-from torch_helion.capture.collapse import UNIFORM, Dimension, access_of, flat_place, is_random
+from torch_helion.capture.collapse import (
+    UNIFORM,
+    Dimension,
+    access_of,
+    flat_place,
+    is_random,
+    reachable,
+)
 from torch_helion.capture.node_facts import is_tensor
 from torch_helion.capture.sizes import SizeTable, hint_of, host_size
 from torch_helion.capture.trace import Gathered, Index, Instance, Trace
@@ -41,6 +48,9 @@ from torch_helion.lowering.promotion import Term, bind, convert, results
 from torch_helion.lowering.reduction import ASSOCIATIVE
 from torch_helion.lowering.registry import Context, TensorSpec
 from torch_helion.lowering.view import Fill, Within, plus, product, same, times
+
+_UNUSED = size_symbol("unused")
+"""Stands for a size in a spec that no rule should compute with."""
 
 _DIVISIONS = frozenset(("truncdiv", "floordiv", "remainder", "fmod"))
 
@@ -84,11 +94,16 @@ class Emitter:
 
     # -- the kernel -----------------------------------------------------------------------------
 
-    def emit(self, stores: Mapping[fx.Node, Instance], folds: Mapping[fx.Node, Instance]) -> Emitted:
+    def emit(
+        self, stores: Mapping[fx.Node, Instance], folds: Mapping[fx.Node, Instance]
+    ) -> Emitted:
         """`stores`: outputs in order. `folds`: the calls of reductions over grid axes."""
         second = self._second(stores)
         grid = self._declare_phase_axes()
+        first = [i for node, i in stores.items() if node not in second]
         with self.b.grid(*grid):
+            for instance in reachable([*first, *(p for i in folds.values() for p in i.parts())]):
+                self.value(instance)  # operands first: no deep recursion
             for node, instance in stores.items():
                 if node not in second:
                     self._store(node, instance)
@@ -125,7 +140,9 @@ class Emitter:
         return grid
 
     def _run_size(self, run: Sequence[str]) -> Size:
-        """The extent of a run: one number, or one size argument; its atoms by themselves have none."""
+        """The extent of a run: one number, or one size argument; its atoms by themselves have
+        none.
+        """
         extents = [self.trace.extents[name] for name in run]
         symbols = [e for e in extents if isinstance(e, sympy.Symbol)]
         if not symbols:
@@ -220,8 +237,11 @@ class Emitter:
             self.tensors.append(node)
         return self._buffers[key]
 
-    def _strides(self, name: str, dims: Sequence[Dimension], shape: Sequence[Size]) -> tuple[Size, ...]:
+    def _strides(
+        self, name: str, dims: Sequence[Dimension], shape: Sequence[Size]
+    ) -> tuple[Size, ...]:
         """Products of the sizes where the layout is dense, a size argument where it is not."""
+
         def likely(d: int) -> tuple[int, int]:
             return hint_of(dims[d].stride, self.sizes.graph_hints) or 0, -d
 
@@ -242,7 +262,11 @@ class Emitter:
         """The dimensions of an access, those that one run spans made one."""
         dims = list(access_of(self.trace, node, key, index).dimensions)
         for run in self.runs:
-            at = [d for d in dims if isinstance(d.place, Affine) and set(d.place.axis_names) & set(run)]
+            at = [
+                d
+                for d in dims
+                if isinstance(d.place, Affine) and set(d.place.axis_names) & set(run)
+            ]
             while len(at) > 1:
                 by_place = sorted(at, key=lambda d: self._first_in_run(d, run))
                 outer, inner = by_place[0], by_place[1]
@@ -287,15 +311,20 @@ class Emitter:
         _check_dense(node, dims)
         buffer = self._buffer(node, dims, "out")
         index, _ = self._index(dims)
-        axes = [a for a in self.phase.axes.values() if any(
-            a.name in e.axis_names for e in index if isinstance(e, Affine))]
+        axes = [
+            a
+            for a in self.phase.axes.values()
+            if any(a.name in e.axis_names for e in index if isinstance(e, Affine))
+        ]
         self.b.origin = Origin()
         self.b.store(buffer, index, self.b.expand(value, axes))
 
     # -- values ---------------------------------------------------------------------------------
 
     def value(self, instance: Instance) -> Any:
-        """The value of an instance in the current phase (a tuple for calls with several results)."""
+        """The value of an instance in the current phase (a tuple for calls with several
+        results).
+        """
         if instance not in self.phase.values:
             self.phase.values[instance] = self._compute(instance)
         return self.phase.values[instance]
@@ -325,8 +354,11 @@ class Emitter:
         result = chosen(last)
         for where, source in reversed(tested):
             test = self.condition(where)
-            result = chosen(source) if test is None else self.b.pointwise(
-                "where", test, chosen(source), result)
+            result = (
+                chosen(source)
+                if test is None
+                else self.b.pointwise("where", test, chosen(source), result)
+            )
         return result
 
     def _call(self, instance: Instance) -> Any:
@@ -338,7 +370,9 @@ class Emitter:
         self.b.origin = Origin(str(node.target))
         self.b.guarded = bool(instance.guards)
         try:
-            return row.rule(cx, *self._arguments_of(node, values), **self._keywords_of(node, values))
+            return row.rule(
+                cx, *self._arguments_of(node, values), **self._keywords_of(node, values)
+            )
         except CollapseError:
             raise
         except Exception as error:  # a rule that fails in any way leaves its node to the host
@@ -353,7 +387,9 @@ class Emitter:
     def _keywords_of(self, node: fx.Node, values: Mapping[Any, Value]) -> dict[str, Any]:
         return {name: self._argument(a, (name,), values) for name, a in node.kwargs.items()}
 
-    def _argument(self, argument: Any, path: tuple[Any, ...], values: Mapping[Any, Value] | None) -> Any:
+    def _argument(
+        self, argument: Any, path: tuple[Any, ...], values: Mapping[Any, Value] | None
+    ) -> Any:
         """An argument as a rule takes it (values None: as PyTorch sees it, with fakes)."""
         if isinstance(argument, fx.Node):
             if is_tensor(argument):
@@ -378,10 +414,12 @@ class Emitter:
         )
         outputs = tuple(self._result_specs(instance, folds))
         return Context(
-            self.b, node.target,  # type: ignore[arg-type]
+            self.b,
+            node.target,  # type: ignore[arg-type]
             tuple(self._argument(a, (i,), None) for i, a in enumerate(node.args)),
             {name: self._argument(a, (name,), None) for name, a in node.kwargs.items()},
-            inputs, outputs,
+            inputs,
+            outputs,
         )
 
     def _result_specs(self, instance: Instance, folds: bool) -> list[TensorSpec]:
@@ -399,7 +437,7 @@ class Emitter:
         for number, fake in enumerate(value):
             key = items.get(number)
             if key is None:
-                specs.append(TensorSpec(fake.dtype, (size_symbol("unused"),) * fake.dim()))
+                specs.append(TensorSpec(fake.dtype, (_UNUSED,) * fake.dim()))
             else:
                 specs.append(self._spec(key, key, folds))
         return specs
@@ -417,20 +455,26 @@ class Emitter:
         return TensorSpec(spec.dtype, spec.shape, spec.dims, tuple(places))
 
     def _spec(self, node: fx.Node, key: Key, folds: bool) -> TensorSpec:
-        """Sizes and axes of an operand or result. Axes only mean something where a reduction asks."""
+        """Sizes and axes of an operand or result. Axes only mean something where a reduction
+        asks.
+        """
         dtype = node.meta["val"].dtype
         shape = tuple(self._spec_size(n) for n in self.trace.shape(key))
         if not folds or key not in self.trace.space.dims:
             return TensorSpec(dtype, shape)
-        return TensorSpec(dtype, shape, tuple(self.axes_of(atoms) for atoms in self.trace.space.of(key)))
+        return TensorSpec(
+            dtype, shape, tuple(self.axes_of(atoms) for atoms in self.trace.space.of(key))
+        )
 
     def _spec_size(self, size: Size) -> Size:
-        """A size in the kernel's symbols if it has any there; a rule that computes with another is refused."""
+        """A size in the kernel's symbols if it has any there; a rule that computes with another
+        is refused.
+        """
         if isinstance(size, int) or size.free_symbols <= set(self.sizes.bound):
             value = self.sizes.final(self.b, size)
             if isinstance(value, int) or not value.free_symbols & self._lonely:
                 return value
-        return size_symbol("unused")
+        return _UNUSED
 
     # -- two phases -----------------------------------------------------------------------------
 
@@ -460,10 +504,12 @@ class Emitter:
         self.b.origin = Origin()
 
     def _finish(self, stores: Mapping[fx.Node, Instance], second: set[fx.Node]) -> None:
-        """Phase 2: fold the partial results over the tiles, then everything that depends on them."""
+        """Phase 2: fold the partial results over the tiles, then everything that depends on
+        them.
+        """
         first = self.phase
         self.phase = Phase(1, {}, {})
-        grid = []
+        grid: list[Axis] = []
         for last, axis in first.axes.items():
             if self.trace.atoms[last] in self.template.kept:
                 grid.append(self.b.axis(f"o{len(grid)}", axis.size))
@@ -527,7 +573,9 @@ def _sentence(error: Exception) -> str:
 
 
 class _GuardedBuilder(Builder):
-    """Refuses code that could fail on lanes which only exist because a condition is tested later."""
+    """Refuses code that could fail on lanes which only exist because a condition is tested
+    later.
+    """
 
     guarded = False
 
@@ -540,6 +588,11 @@ class _GuardedBuilder(Builder):
         if value:
             self._nonzero.add(result)
         return result
+
+    def size_value(self, expr: Size) -> Value:
+        if isinstance(expr, sympy.Expr) and _UNUSED in expr.free_symbols:
+            raise exc.VerifierError("a rule computes with a size that the kernel has not")
+        return super().size_value(expr)
 
     def pointwise(self, fn: str, *operands: Value, hint: str = "") -> Value:
         risky = fn in _DIVISIONS and not operands[0].type.dtype.is_floating_point

@@ -87,6 +87,12 @@ class GraphRecord:
 graph_kind: contextvars.ContextVar[str] = contextvars.ContextVar("graph_kind", default="forward")
 """What the graph being compiled is: forward, backward or inference."""
 
+untouchable: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar(
+    "untouchable", default=frozenset()
+)
+"""``id`` of graph modules in which our nodes cannot stand: Inductor writes code of its own for them
+(the score function of an attention), or traces them again (the body of a scan)."""
+
 Listener = Callable[[GraphRecord], None]
 listeners: list[Listener] = []
 """Called with the record of every graph that the pass has seen (``explain`` adds one)."""
@@ -142,6 +148,8 @@ class HelionPass(inductor.GraphPass):
     def __call__(self, graph: Graph) -> None:
         for user_pass in self.before:
             user_pass(graph)
+        if id(graph.owning_module) in untouchable.get():
+            return
         with settings.patch(**changed_settings(self.request.settings)):
             record = GraphRecord()
             try:
@@ -198,7 +206,6 @@ class HelionPass(inductor.GraphPass):
             "%s graph: %d of %d calls in %d kernels; %s",
             graph_kind.get(), record.covered, record.eligible, len(record.regions), left or "none left",
         )  # fmt: skip
-
 
     @contextlib.contextmanager
     def _region_may_fail(self, region: Any, record: GraphRecord) -> Iterator[None]:

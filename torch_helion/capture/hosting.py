@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from torch_helion import _logging, exc, settings
 from torch_helion.capture import host_faults
@@ -32,11 +32,13 @@ from torch_helion.capture.graph_pass import (
     draw_numbers_eagerly,
     draws_numbers,
     graph_kind,
+    untouchable,
 )
 from torch_helion.capture.options import Request
 
 log = _logging.get_logger("capture")
 
+_LONGEST_REASON = 400  # characters of a message that a user should read
 _HOOK = "post_grad_custom_post_pass"
 # Programs in which our nodes cannot stand: C++ is generated for the whole graph.
 _WITHOUT_OUR_NODES = ("cpp_wrapper", "fx_wrapper")
@@ -126,12 +128,13 @@ class InnerCompiler:
             # what the forward drew: such graphs are never given to it.
             rungs.append(("plain Inductor", functools.partial(self._plain, saved, inputs, kwargs)))
         rungs.append(("eager", functools.partial(_run_eagerly, saved)))
-        token = graph_kind.set(kind)
+        tokens = graph_kind.set(kind), untouchable.set(frozenset(_untouchable(gm)))
         try:
             with settings.patch(**changed_settings(self.request.settings)):
                 return _first_that_works(rungs, what)
         finally:
-            graph_kind.reset(token)
+            graph_kind.reset(tokens[0])
+            untouchable.reset(tokens[1])
 
     def _plain(self, saved: GraphModule, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         options = {
@@ -171,13 +174,40 @@ def _belongs_to_dynamo(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     inner = getattr(error, "inner_exception", None) or error
     lines = str(inner).strip().splitlines()
-    return f"{type(inner).__name__}: {lines[0] if lines else ''}"
+    return f"{type(inner).__name__}: {lines[0] if lines else ''}"[:_LONGEST_REASON]
+
+
+# Operators whose graphs Inductor lowers as it lowers the whole: our nodes may stand in them.
+_WITH_GRAPHS = frozenset({"cond", "while_loop", "invoke_subgraph"})
+
+
+def _untouchable(gm: GraphModule, inside: bool = False) -> Iterator[int]:
+    """``id`` of the graph modules below ``gm`` in which our nodes cannot stand."""
+    for node in gm.graph.find_nodes(op="get_attr"):
+        below = _graph_below(gm, node)
+        if below is None:
+            continue
+        refused = inside or any(
+            getattr(user.target, "_name", "") not in _WITH_GRAPHS for user in node.users
+        )
+        if refused:
+            yield id(below)
+        yield from _untouchable(below, refused)
+
+
+def _graph_below(gm: GraphModule, node: Node) -> GraphModule | None:
+    found = getattr(gm, str(node.target), None)
+    return found if isinstance(found, GraphModule) else None
 
 
 def _copy_of(gm: GraphModule) -> GraphModule:
-    """A graph of its own over the same tensors and submodules; nodes share what is in their meta."""
+    """Graphs of their own over the same tensors and modules; nodes share what is in their meta."""
     graph = copy.deepcopy(gm.graph)  # copies nodes and codegen, not values
     copied = GraphModule(gm, graph)
+    for node in graph.find_nodes(op="get_attr"):
+        below = _graph_below(gm, node)
+        if below is not None:
+            setattr(copied, str(node.target), _copy_of(below))
     copied.meta.update(gm.meta)
     for name in ("_param_name_to_source", "_source_to_user_stacks"):
         if hasattr(gm, name):

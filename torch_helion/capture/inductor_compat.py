@@ -338,6 +338,8 @@ def lowered_by_us() -> dict[Any, Callable[..., Any]]:
     rows[aten.baddbmm.default] = _product("extern_kernels.baddbmm", aten.baddbmm.out)
     rows[_prims.lookup_seed] = _lookup_seed
     rows[aten.lift_fresh_copy.default] = _lift_fresh_copy
+    # Inductor's own passes write it without an overload when they take scatters apart.
+    rows[aten.clone] = _clone
     return rows
 
 
@@ -416,8 +418,13 @@ def _lift_fresh_copy(x: Any) -> Any:
     node = V.current_node
     if all(_only_reads(user) for user in node.users):
         return x
+    return _clone(x)
+
+
+def _clone(x: Any, **unused: Any) -> Any:
+    """A realised copy: what is written into it later must be seen by every reader."""
     kernel = ir.ExternKernelOut(
-        layout=_layout_of(node.meta["val"]),
+        layout=_layout_of(V.current_node.meta["val"]),
         inputs=[ir.ExternKernel.realize_input(x)],
         python_kernel_name="aten.clone.out",
         op_overload=aten.clone.out,

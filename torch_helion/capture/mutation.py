@@ -1,8 +1,9 @@
 """What a graph changes in place, and which reads are therefore not ours to move.
 
-In: a graph. Out: reasons. A kernel replaces nodes at the place of one of them; a read of memory that the graph
-changes could end up on the wrong side of the change. A mutated value is read by a region only where it is read
-by itself (not through a view) and every change stands after all other nodes, as functionalised graphs have it.
+In: a graph. Out: reasons. A kernel replaces nodes at the place of one of them; a read of memory
+that the graph changes could end up on the wrong side of the change. A mutated value is read by
+a region only where it is read by itself (not through a view) and every change stands after all
+other nodes, as functionalised graphs have it.
 """
 
 from __future__ import annotations

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from torch_helion import exc
 from torch_helion.capture import inductor_compat
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class KernelCall:
     """One call of one kernel. The node's arguments are the kernel's tensor inputs, in its order."""
 
@@ -42,6 +43,9 @@ class KernelCall:
     def __post_init__(self) -> None:
         self.__name__ = self.__qualname__ = f"helion_{self.name}"
 
+    def __repr__(self) -> str:
+        return self.__name__
+
     def __call__(self, *args: Any) -> Any:
         if _are_fake(args):
             results = tuple(_new_like(value) for value in self.output_values)
@@ -49,7 +53,7 @@ class KernelCall:
         return inductor_compat.lower_kernel(self, args)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class RandomCall:
     """Random numbers of ours outside of any kernel: the numbers that a kernel would have drawn.
 
@@ -64,13 +68,16 @@ class RandomCall:
     def __post_init__(self) -> None:
         self.__name__ = self.__qualname__ = f"helion_{self.function}"
 
+    def __repr__(self) -> str:
+        return self.__name__
+
     def __call__(self, *args: Any) -> Any:
         if _are_fake(args):
             return _new_like(self.value)
         return inductor_compat.lower_random(self.function, args)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class PromiseCall:
     """Its argument, laid out as the graph says; the same tensor wherever that is already so."""
 
@@ -81,6 +88,9 @@ class PromiseCall:
     def __post_init__(self) -> None:
         self.__name__ = self.__qualname__ = "helion_promised_strides"
 
+    def __repr__(self) -> str:
+        return self.__name__
+
     def __call__(self, x: Any) -> Any:
         if _are_fake((x,)):
             return _new_like(self.value)
@@ -89,7 +99,11 @@ class PromiseCall:
 
 def _are_fake(args: Sequence[Any]) -> bool:
     """Whether a node is run to learn its shapes (inside a branch of control flow), not lowered."""
-    return any(isinstance(x, torch.Tensor) for x in args)
+    if not any(isinstance(x, torch.Tensor) for x in args):
+        return False
+    if get_proxy_mode() is not None:  # what it returns would be taken for what it computes
+        raise exc.CaptureError("a graph with kernels cannot be traced again")
+    return True
 
 
 def _new_like(value: torch.Tensor) -> torch.Tensor:

@@ -1,23 +1,27 @@
-"""What a graph's nodes are to us: computations, moved data, free views, constants, or none of our business.
+"""What a graph's nodes are to us: computations, moved data, free views, constants, or none of
+our business.
 
-In: an FX node of a post-grad graph and the lowering table. Out: its kind, its row, its tensor operands, and
-for a node that is left alone, the reason. Everything is found once per node and kept. Used by the modules
-of capture only.
+In: an FX node of a post-grad graph and the lowering table. Out: its kind, its row, its tensor
+operands, and for a node that is left alone, the reason. Everything is found once per node and
+kept. Used by the modules of capture only.
 
 Kinds:
 
 `compute`  has a row that makes code; may be an output of a region.
 `move`     copies elements from elsewhere (cat, pad, gather, a reshape that strides cannot express).
-`view`     shares memory with an operand that is one of ours: an index map inside a region, free outside.
-`constant` is made of nothing (full, iota), or of such by views and a few cheap operations: made again wherever
+`view`     shares memory with an operand that is one of ours: an index map inside a region, free
+outside. `constant` is made of nothing (full, iota), or of such by views and a few cheap
+operations: made again wherever
            it is used.
 `item`     takes one result of a `compute` node with several.
-`outside`  everything else: an input of a region at most. A view of it is outside as well (it costs nothing
+`outside`  everything else: an input of a region at most. A view of it is outside as well (it
+costs nothing
            there), so a region reads it through the strides that it has.
 """
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -40,26 +44,42 @@ Path = tuple[Any, ...]
 
 DTYPES = frozenset(
     (
-        torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.bool,
-        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.float16,
+        torch.bool,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
     )
 )
 MAX_BYTES = 2**62
 """Sizes of tensors stay below this, so that no index overflows."""
 
-# Rows for the front end: their operands do not align as broadcasting does, and graphs hold them decomposed.
+# Rows for the front end: their operands do not align as broadcasting does; graphs hold their parts.
 _NOT_ELEMENTWISE = frozenset(
     (
-        aten._native_batch_norm_legit_no_training.default, aten.native_group_norm.default,
-        aten.native_layer_norm_backward.default, aten._fused_rms_norm_backward.default,
+        aten._native_batch_norm_legit_no_training.default,
+        aten.native_group_norm.default,
+        aten.native_layer_norm_backward.default,
+        aten._fused_rms_norm_backward.default,
     )
 )
 
 # One-for-one views through which a constant is still made again at each use.
 _PLAIN = frozenset(
     (
-        aten.expand.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim,
-        aten.squeeze.dims, aten.permute.default, aten.alias.default, aten.detach.default,
+        aten.expand.default,
+        aten.unsqueeze.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.permute.default,
+        aten.alias.default,
+        aten.detach.default,
     )
 )
 
@@ -94,7 +114,9 @@ class Facts:
         self._operands: dict[fx.Node, tuple[tuple[Path, fx.Node], ...]] = {}
 
     def row(self, node: fx.Node) -> Lowering:
-        """The row of a node that is ours; of an item that is a view, that of the call that it belongs to."""
+        """The row of a node that is ours; of an item that is a view, that of the call that it
+        belongs to.
+        """
         return self.lowerings[self.call(node).target]  # type: ignore[index]
 
     def call(self, node: fx.Node) -> fx.Node:
@@ -285,8 +307,9 @@ def unsupported_tensor(value: Any) -> str | None:
     if 0 in shape if static else any(type(n) is int and n == 0 for n in shape):
         return "a tensor without elements"
     if static:
-        extent = 1 + sum((n - 1) * s for n, s in zip(shape, value.stride(), strict=True)
-                         if isinstance(s, int))
+        extent = 1 + sum(
+            (n - 1) * s for n, s in zip(shape, value.stride(), strict=True) if isinstance(s, int)
+        )
         if extent * value.element_size() >= MAX_BYTES:
             return "a tensor beyond 64-bit addresses"
     return None
@@ -319,7 +342,7 @@ def viewable(shape: tuple[Size, ...], strides: tuple[Size, ...], out: tuple[Size
     for ins, outs in groups:
         if len(outs) == 1 and len(ins) == 1:
             continue
-        for outer, inner in zip(ins, ins[1:], strict=False):
+        for outer, inner in itertools.pairwise(ins):
             if not view_rules.same(strides[outer], strides[inner] * shape[inner]):
                 return False
     return True

@@ -1,7 +1,8 @@
-"""Whether a node's lowering rule takes the node, and what it costs: the rule is tried on made-up tiles.
+"""Whether a node's lowering rule takes the node, and what it costs: the rule is tried on
+made-up tiles.
 
-In: a node with a row. Out: a reason or None, and the rough number of vector operations of one element. Equal
-calls (target, dtypes, scalars, which dimensions are 1) are tried once.
+In: a node with a row. Out: a reason or None, and the rough number of vector operations of one
+element. Equal calls (target, dtypes, scalars, which dimensions are 1) are tried once.
 """
 
 from __future__ import annotations
@@ -118,10 +119,12 @@ class _Caller:
             for i in range(len(self.node.args))
         )
         return Context(
-            self.b, self.node.target,  # type: ignore[arg-type]
+            self.b,
+            self.node.target,  # type: ignore[arg-type]
             tuple(self._argument(a, (i,), True) for i, a in enumerate(self.node.args)),
             {k: self._argument(a, (k,), True) for k, a in self.node.kwargs.items()},
-            inputs, self._outputs(),
+            inputs,
+            self._outputs(),
         )
 
     def _outputs(self) -> tuple[TensorSpec, ...]:
@@ -130,7 +133,9 @@ class _Caller:
             return (self.spec(self.node, self.node),)
         items = {self.facts.output_number(n): n for n in outputs_of(self.node)}
         return tuple(
-            self.spec(items[i], items[i]) if i in items else TensorSpec(fake.dtype, tuple(fake.shape))
+            self.spec(items[i], items[i])
+            if i in items
+            else TensorSpec(fake.dtype, tuple(fake.shape))
             for i, fake in enumerate(value)
         )
 

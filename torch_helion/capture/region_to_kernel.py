@@ -1,20 +1,22 @@
 """One region of a graph becomes one kernel of the tile IR.
 
-In: a `Region` (nodes of a post-grad FX graph with fake values) and the lowering table. Out: a `RegionKernel`:
-the kernel, the graph's nodes for its tensors (inputs and outputs, in the order of `kernel.arguments`), and the
-host sizes for its size arguments. Raises `exc.LoweringError` with a reason. Called by the backend for every
-region, and by `regions.find_regions` to make sure that what it proposes can be built.
+In: a `Region` (nodes of a post-grad FX graph with fake values) and the lowering table. Out: a
+`RegionKernel`: the kernel, the graph's nodes for its tensors (inputs and outputs, in the order
+of `kernel.arguments`), and the host sizes for its size arguments. Raises `exc.LoweringError`
+with a reason. Called by the backend for every region, and by `regions.find_regions` to make
+sure that what it proposes can be built.
 
     infer axes (axes.py) → choose a template (template.py) → trace what is computed where (trace.py)
     → join axes that run together (collapse.py) → emit (emit.py)
 
-Outer extents are size arguments, so that one kernel serves every batch; extents that a reduction folds inside
-a step are constants where the graph knows them. Regions that are equal up to names share one kernel.
+Outer extents are size arguments, so that one kernel serves every batch; extents that a
+reduction folds inside a step are constants where the graph knows them. Regions that are equal
+up to names share one kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,9 +46,10 @@ MAX_NAMES = 4
 class Region:
     """Nodes that become one kernel.
 
-    `nodes`: in topological order, all that the kernel computes. `inputs`: tensors read from outside.
-    `outputs`: values used outside; each is stored by the kernel in the layout of its fake value. A node of
-    `nodes` that is used outside and is no output (a view of an output, a constant) stays in the graph as well.
+    `nodes`: in topological order, all that the kernel computes. `inputs`: tensors read from
+    outside. `outputs`: values used outside; each is stored by the kernel in the layout of its
+    fake value. A node of `nodes` that is used outside and is no output (a view of an output, a
+    constant) stays in the graph as well.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -61,7 +64,9 @@ class RegionKernel:
 
     kernel: Kernel
     tensors: tuple[fx.Node, ...]
-    """nodes for `kernel.arguments`, in order; those in `Region.outputs` are written. A node may occur twice."""
+    """nodes for `kernel.arguments`, in order; those in `Region.outputs` are written. A node may
+    occur twice.
+    """
     sizes: tuple[Size, ...]
     """ints, or expressions over the graph's symbols, for `kernel.sizes`, in order"""
     hints: dict[sympy.Symbol, int] = field(default_factory=dict)
@@ -77,8 +82,12 @@ def region_to_kernel(region: Region, lowerings: Mapping[OpOverload, Lowering]) -
     if key in kept:
         kernel, numbers, sizes, names = kept[key]
         found = {s: hint_of(n, hints) for s, n in zip(names, sizes, strict=True)}
-        return RegionKernel(kernel, tuple(nodes[n] for n in numbers), sizes,
-                            {s: 1 if n is None else n for s, n in found.items()})
+        return RegionKernel(
+            kernel,
+            tuple(nodes[n] for n in numbers),
+            sizes,
+            {s: 1 if n is None else n for s, n in found.items()},
+        )
     facts = Facts(lowerings, owned=region.outputs, inside=region.nodes)
     built = build(facts, region, hints)
     while len(kept) >= MAX_KEPT:
@@ -114,8 +123,9 @@ def graph_hints(nodes: Iterable[fx.Node]) -> dict[sympy.Symbol, int]:
 # -- building -----------------------------------------------------------------------------------
 
 
-def build(facts: Facts, region: Region, hints: Mapping[sympy.Symbol, int],
-          limits: Limits | None = None) -> Emitted:
+def build(
+    facts: Facts, region: Region, hints: Mapping[sympy.Symbol, int], limits: Limits | None = None
+) -> Emitted:
     """Try the templates in order of preference; the first reason of the last one is the answer."""
     try:
         space = axis_inference.infer(facts, region.nodes)
@@ -135,22 +145,29 @@ def build(facts: Facts, region: Region, hints: Mapping[sympy.Symbol, int],
     raise first
 
 
-def _build(facts: Facts, space: Space, region: Region, template: Template,
-           hints: Mapping[sympy.Symbol, int]) -> Emitted:
+def _build(
+    facts: Facts,
+    space: Space,
+    region: Region,
+    template: Template,
+    hints: Mapping[sympy.Symbol, int],
+) -> Emitted:
     for collapses in (True, False):
         trace, stores, folds, runs = trace_region(facts, space, region, template, hints, collapses)
         try:
             return _emit(trace, region, stores, folds, runs)
         except CollapseError:
             if not collapses:
-                raise refusal(region.nodes[-1], "an axis is needed that the kernel has not") from None
+                raise refusal(
+                    region.nodes[-1], "an axis is needed that the kernel has not"
+                ) from None
     raise AssertionError("unreachable")
 
 
 def _emit(trace: Trace, region: Region, stores: Instances, folds: Instances, runs: Runs) -> Emitted:
     try:
         return Emitter(trace, region.name, runs).emit(stores, folds)
-    except exc.VerifierError as error:
+    except (exc.VerifierError, RecursionError) as error:
         raise refusal(region.nodes[-1], str(error)) from error
 
 
@@ -159,10 +176,16 @@ Instances = dict[fx.Node, Instance]
 
 
 def trace_region(
-    facts: Facts, space: Space, region: Region, template: Template, hints: Mapping[sympy.Symbol, int],
-    collapses: bool = True, with_runs: bool = True,
+    facts: Facts,
+    space: Space,
+    region: Region,
+    template: Template,
+    hints: Mapping[sympy.Symbol, int],
+    collapses: bool = True,
+    with_runs: bool = True,
 ) -> tuple[Trace, Instances, Instances, Runs]:
-    """The trace, the instances of the outputs, those of the reductions over grid axes, and the axes.
+    """The trace, the instances of the outputs, those of the reductions over grid axes, and the
+    axes.
 
     `with_runs` False: the axes only as far as they say whether the template is possible.
     """
@@ -211,7 +234,11 @@ def structural_key(region: Region) -> Any:
             if argument in numbers:
                 return numbers[argument]
             value = argument.meta.get("val")
-            return ("size", str(value)) if not isinstance(value, torch.Tensor) else ("?", argument.name)
+            return (
+                ("size", str(value))
+                if not isinstance(value, torch.Tensor)
+                else ("?", argument.name)
+            )
         if isinstance(argument, list | tuple):
             return tuple(part(a) for a in argument)
         if isinstance(argument, dict):

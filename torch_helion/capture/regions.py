@@ -1,25 +1,28 @@
-"""Which nodes of a graph become kernels: regions grow from single nodes along the edges of the graph.
+"""Which nodes of a graph become kernels: regions grow from single nodes along the edges of the
+graph.
 
-In: a post-grad FX graph and the lowering table. Out: `Region`s that `region_to_kernel` is known to build, and
-for every other node that does work the reason why it is left to the host.
+In: a post-grad FX graph and the lowering table. Out: `Region`s that `region_to_kernel` is known
+to build, and for every other node that does work the reason why it is left to the host.
 
-Nodes are visited in topological order. Each starts alone and joins the groups of its producers, the nearest
-first, while the union
+Nodes are visited in topological order. Each starts alone and joins the groups of its producers,
+the nearest first, while the union
 
 - makes no cycle through nodes outside (reachability between units, as bitsets),
 - has one iteration space (axes.py) and a sound template (template.py),
-- stays within `Limits`, and, where data is moved inside, can be traced (nothing is reduced or computed at odd
-  places).
+- stays within `Limits`, and, where data is moved inside, can be traced (nothing is reduced or
+  computed at odd places).
 
-Afterwards groups that read the same main tensor over the same axes join as siblings. Views at the rim of a
-group are left outside, where they are free; constants are made again in every group that uses them.
+Afterwards groups that read the same main tensor over the same axes join as siblings. Views at
+the rim of a group are left outside, where they are free; constants are made again in every
+group that uses them.
 
-A group is worth a kernel when it computes something: a lone cast, copy, cat or gather is not taken, nor a
-single call in `AS_FAST`.
+A group is worth a kernel when it computes something: a lone cast, copy, cat or gather is not
+taken, nor a single call in `AS_FAST`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -52,7 +55,6 @@ from torch_helion.capture.region_to_kernel import (
 )
 from torch_helion.capture.template import Limits, Shape, templates
 from torch_helion.capture.units import Units
-from torch_helion.lowering import view as view_rules
 from torch_helion.lowering.registry import Lowering
 
 __all__ = ["Declined", "Limits", "Region", "find_regions"]
@@ -63,9 +65,15 @@ logger = get_logger("fusion")
 
 COPIES_ONLY = frozenset(
     (
-        aten.clone.default, aten.copy.default, aten._to_copy.default, aten.lift_fresh_copy.default,
-        prims.convert_element_type.default, aten.alias.default, aten.full_like.default,
-        aten.zeros_like.default, aten.ones_like.default,
+        aten.clone.default,
+        aten.copy.default,
+        aten._to_copy.default,
+        aten.lift_fresh_copy.default,
+        prims.convert_element_type.default,
+        aten.alias.default,
+        aten.full_like.default,
+        aten.zeros_like.default,
+        aten.ones_like.default,
     )
 )
 """Calls that compute nothing."""
@@ -76,8 +84,13 @@ AS_FAST = frozenset((aten.sum.default,))
 # Views after which an index is another one: what they read has to be traced.
 _PARTIAL = frozenset(
     (
-        aten.slice.Tensor, aten.select.int, aten.unbind.int, aten.split.Tensor,
-        aten.split_with_sizes.default, aten.diagonal.default, aten.unfold.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.unbind.int,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.diagonal.default,
+        aten.unfold.default,
     )
 )
 _ATTEMPTS = 4
@@ -119,7 +132,9 @@ def find_regions(
 
 
 def limits_of(options: Any) -> Limits:
-    """Limits as given: a `Limits`, or any of its fields in a mapping; other entries are not ours."""
+    """Limits as given: a `Limits`, or any of its fields in a mapping; other entries are not
+    ours.
+    """
     if isinstance(options, Limits):
         return options
     if not isinstance(options, Mapping):
@@ -131,8 +146,9 @@ def limits_of(options: Any) -> Limits:
 class Grower:
     """The groups of one graph while they grow."""
 
-    def __init__(self, graph: fx.Graph, lowerings: Mapping[OpOverload, Lowering],
-                 limits: Limits) -> None:
+    def __init__(
+        self, graph: fx.Graph, lowerings: Mapping[OpOverload, Lowering], limits: Limits
+    ) -> None:
         self.graph = graph
         self.lowerings = lowerings
         self.limits = limits
@@ -204,9 +220,11 @@ class Grower:
         return [g for g in dict.fromkeys(found) if g is not group]
 
     def _try_join(self, a: Group, b: Group) -> Group | str:
-        """The union of two groups, registered; or why they stay apart. b reads from a, or both from one input.
+        """The union of two groups, registered; or why they stay apart. b reads from a, or both
+        from one input.
 
-        Only what b reads at odd places has to be traced: at its own places a group is known to be sound.
+        Only what b reads at odd places has to be traced: at its own places a group is known to
+        be sound.
         """
         if sum(self._counts(n) for g in (a, b) for n in g.nodes) > self.limits.max_nodes:
             return "too many nodes"
@@ -252,9 +270,7 @@ class Grower:
         region = Region(self._with_constants(nodes), inputs, outputs, "")
         for template in choices:
             try:
-                trace_region(
-                    self.facts, space, region, template, self.hints, with_runs=False
-                )
+                trace_region(self.facts, space, region, template, self.hints, with_runs=False)
                 return None
             except exc.LoweringError as error:
                 why = str(error)
@@ -270,7 +286,9 @@ class Grower:
     # -- the rim of a group -----------------------------------------------------------------------
 
     def outputs(self, nodes: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
-        """What of a group has to be stored: values with users outside, views seen as their bases."""
+        """What of a group has to be stored: values with users outside, views seen as their
+        bases.
+        """
         inside = set(nodes)
         found: dict[fx.Node, None] = {}
         for node in nodes:
@@ -286,7 +304,9 @@ class Grower:
     def _inputs(self, nodes: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
         inside = set(nodes)
         found = dict.fromkeys(
-            operand for node in nodes for _, operand in self.facts.operands(node)
+            operand
+            for node in nodes
+            for _, operand in self.facts.operands(node)
             if operand not in inside and self.facts.kind(operand) != "constant"
         )
         return tuple(found)
@@ -327,8 +347,10 @@ class Grower:
         """Groups of what was taken for constants and is needed in memory: host nodes use it."""
         taken = {n for region in regions for n in region.nodes}
         needed = [
-            n for n in self.number
-            if self.facts.kind(n) == "constant" and self.facts.operands(n)
+            n
+            for n in self.number
+            if self.facts.kind(n) == "constant"
+            and self.facts.operands(n)
             and self.facts.row(n).kind == "pointwise"
             and any(self._is_host(user, taken) for user in n.users)
         ]
@@ -352,7 +374,7 @@ class Grower:
             for operand in readings_of(self.facts, group.nodes, set(group.nodes)):
                 readers.setdefault(operand, []).append(group.nodes[0])
         for operand, firsts in readers.items():
-            for left, right in zip(firsts, firsts[1:], strict=False):
+            for left, right in itertools.pairwise(firsts):
                 a, b = self.group_of[left], self.group_of[right]
                 if a is not b and self._is_main(a, operand) and self._is_main(b, operand):
                     self._try_join(a, b)
@@ -450,6 +472,6 @@ _probes: dict[int, tuple[Any, Probe]] = {}
 
 def _probe_of(lowerings: Mapping[OpOverload, Lowering]) -> Probe:
     """One probe per lowering table: what it has learnt serves every graph."""
-    table, probe = _probes.setdefault(id(lowerings), (lowerings, Probe()))
+    _, probe = _probes.setdefault(id(lowerings), (lowerings, Probe()))
     probe.costs.clear()
     return probe

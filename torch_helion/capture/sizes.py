@@ -1,12 +1,13 @@
 """Sizes of the graph and sizes of a kernel.
 
-In: ints and SymInts of fake tensors. Out: *host* sizes (int or sympy over the graph's symbols), their
-hints, and a `SizeTable` that gives a kernel its own size symbols. Used by the modules of capture only.
+In: ints and SymInts of fake tensors. Out: *host* sizes (int or sympy over the graph's symbols),
+their hints, and a `SizeTable` that gives a kernel its own size symbols. Used by the modules of
+capture only.
 
-Three kinds of size occur. Host sizes are facts of one graph. While a region is traced, an axis's extent
-is a symbol of its own (so that index arithmetic never depends on a number), and a host size that is no
-extent of an axis is a constant, or one more symbol. In the kernel each symbol that is used becomes a
-size argument `n0`, `n1`, … with the host size as its value.
+Three kinds of size occur. Host sizes are facts of one graph. While a region is traced, an
+axis's extent is a symbol of its own (so that index arithmetic never depends on a number), and a
+host size that is no extent of an axis is a constant, or one more symbol. In the kernel each
+symbol that is used becomes a size argument `n0`, `n1`, … with the host size as its value.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ def host_size(value: Any) -> Size:
 
 def shape_of(node: fx.Node) -> tuple[Size, ...]:
     shape = node.meta["val"].shape
-    return tuple(shape) if type(shape) is torch.Size and _static(shape) else tuple(map(host_size, shape))
+    return (
+        tuple(shape)
+        if type(shape) is torch.Size and _static(shape)
+        else tuple(map(host_size, shape))
+    )
 
 
 def _static(shape: Sequence[Any]) -> bool:
@@ -133,8 +138,9 @@ class SizeTable:
         for symbol in sorted(self._known(size), key=str):
             if symbol not in self._final:
                 self._final[symbol] = self.declare(builder, self._host[symbol])
-        value = size.xreplace({s: sympy.sympify(self._final[s]) for s in size.free_symbols
-                               if s in self._final})
+        value = size.xreplace(
+            {s: sympy.sympify(self._final[s]) for s in size.free_symbols if s in self._final}
+        )
         return int(value) if value.is_Integer else value
 
     def hints(self) -> dict[sympy.Symbol, int]:

@@ -1,21 +1,22 @@
-"""The shape of a region's kernel: what is a grid axis, what is whole inside a step, what needs a second phase.
+"""The shape of a region's kernel: what is a grid axis, what is whole inside a step, what needs
+a second phase.
 
-In: a region's nodes with their axis space. Out: candidate `Template`s, the best first, or the reason why
-there is none. Three forms, decided by the reductions:
+In: a region's nodes with their axis space. Out: candidate `Template`s, the best first, or the
+reason why there is none. Three forms, decided by the reductions:
 
 1. none: every axis is a grid axis.
 2. inner: the folded axes are whole ("full") inside a grid step, the others are grid axes. Chains of
    reductions over the same axes (softmax, norms and the row sums of their backward) are one step.
-3. outer: a reduction over grid axes. Phase 1 folds each tile to partial results in a workspace; phase 2 folds
-   those and runs what depends on them (column sums, batch statistics, losses). Inner and outer reductions may
-   stand in one region (a norm's backward).
+3. outer: a reduction over grid axes. Phase 1 folds each tile to partial results in a workspace;
+   phase 2 folds those and runs what depends on them (column sums, batch statistics, losses).
+   Inner and outer reductions may stand in one region (a norm's backward).
 
-A small whole (all extents static, few elements) may be a single step in which every axis is full; then
-reductions may follow each other in any manner.
+A small whole (all extents static, few elements) may be a single step in which every axis is
+full; then reductions may follow each other in any manner.
 
-Rules that keep a kernel sound and free of repeated work: everything stored by phase 1 and every reduction has
-all grid axes (nothing is stored or folded twice); a node that lacks some is computed again along them and must
-be cheap; one root covers the whole iteration space.
+Rules that keep a kernel sound and free of repeated work: everything stored by phase 1 and every
+reduction has all grid axes (nothing is stored or folded twice); a node that lacks some is
+computed again along them and must be cheap; one root covers the whole iteration space.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Template:
 
 @dataclass(frozen=True)
 class Fold:
-    """A reduction: all atoms of its operand in logical order, those that it folds, those of its result."""
+    """A reduction: all atoms of its operand in logical order, those that it folds, those of its
+    result.
+    """
 
     node: fx.Node
     atoms: Atoms
@@ -82,7 +85,9 @@ class Fold:
 
     @property
     def is_inner(self) -> bool:
-        """Whether it keeps an outer axis or none of the leading ones: rows, not columns, not everything."""
+        """Whether it keeps an outer axis or none of the leading ones: rows, not columns, not
+        everything.
+        """
         lead = self.atoms[: len(self.folded)]
         return set(lead) != self.folded
 
@@ -157,7 +162,11 @@ def _candidates(shape: Shape, limits: Limits) -> Iterator[Template | str]:
         yield all_inner
     sizes = [shape.space.extents[a] for a in every]
     whole = any(not f.kept for f in folds)
-    if whole and all(isinstance(n, int) for n in sizes) and int(product(sizes)) <= limits.max_single_step:
+    if (
+        whole
+        and all(isinstance(n, int) for n in sizes)
+        and int(product(sizes)) <= limits.max_single_step
+    ):
         yield Template(frozenset(), every)
 
 
@@ -189,7 +198,7 @@ def _outer(shape: Shape, every: frozenset[Atom], folds: Sequence[Fold]) -> Itera
     yield Template(every - full, full, nodes, over, finish, kept)
     lead = [a for a in outer[0].atoms if a in over]
     if len(lead) > 1:
-        # Not one collapsed axis: cut the outermost one only, where that leaves work for every thread.
+        # They may not be one axis: then only the outermost one is cut.
         rest = frozenset(lead[1:])
         yield Template(every - full - rest, full | rest, nodes, frozenset(lead[:1]), finish, kept)
 
@@ -217,17 +226,19 @@ def check(shape: Shape, t: Template, limits: Limits) -> str | None:
     inner = [f for f in folds if f.node not in t.outer]
     if any(f.node in second for f in inner):
         return "a reduction of what is only known in the second phase"
-    roots = [(f.node, frozenset(f.atoms)) for f in folds]
-    roots += [(o, shape.atoms(o)) for o in shape.outputs if not _in_second(shape, o, second)]
+    stored = [o for o in shape.outputs if not _in_second(shape, o, second)]
+    roots = [(f.node, f.atoms) for f in folds] + [(o, shape.space.atoms(o)) for o in stored]
     for node, atoms in roots:
-        if not t.grid <= atoms:
+        if not t.grid.issubset(atoms):
             return f"{node.name} lacks an axis that other results have"
-    if not any(t.grid | t.full <= atoms for _, atoms in roots):
+    whole = t.grid | t.full
+    cover = next((atoms for _, atoms in roots if whole.issubset(atoms)), None)
+    if cover is None:
         return "no node covers the whole iteration space"
     return (
         _check_folds(shape, t, inner, limits)
         or _check_second(shape, t)
-        or _check_repeats(shape, t, second, limits)
+        or _check_repeats(shape, t, cover, second, limits)
     )
 
 
@@ -271,16 +282,25 @@ def _check_second(shape: Shape, t: Template) -> str | None:
     return None
 
 
-def _check_repeats(shape: Shape, t: Template, second: set[fx.Node], limits: Limits) -> str | None:
-    """Nodes that lack a grid axis are computed again along it: a few cheap ones only."""
+def _check_repeats(
+    shape: Shape, t: Template, cover: Atoms, second: set[fx.Node], limits: Limits
+) -> str | None:
+    """Nodes that lack a grid axis are computed again along it: a few cheap ones only.
+
+    One that only lacks inner axes (a statistic of a row beside the row) is computed once a
+    tile: that is free.
+    """
     count = 0
     for node in shape.nodes:
-        if node in second or shape.facts.kind(node) in ("item", "constant", "view"):
-            continue
         atoms = shape.atoms(node)
+        # Axes that are not iterated are those of moved data.
+        if not atoms or t.grid <= atoms or not atoms <= t.grid | t.full or node in second:
+            continue
+        if shape.facts.kind(node) not in ("compute", "move"):
+            continue
         missing = t.grid - atoms
-        # A scalar is computed once a step; axes that are not iterated are those of moved data.
-        if not missing or not atoms or not atoms <= t.grid | t.full:
+        last = max(cover.index(a) for a in atoms)
+        if all(cover.index(a) > last for a in missing):
             continue
         count += 1
         repeats = shape.extent(missing)
@@ -293,4 +313,3 @@ def _check_repeats(shape: Shape, t: Template, second: set[fx.Node], limits: Limi
 
 EXPENSIVE = 8
 """Vector operations from which a node's value is better stored than computed again."""
-

@@ -1,23 +1,27 @@
 """Pull evaluation: what has to be computed, at which places, to make a region's outputs.
 
-In: a region's nodes, their axis space, a template. Out: a `Trace`: instances of nodes at indices, from loads
-to stores, with no code yet. Emission reads it twice: to find axes that may be one, then to build the kernel.
+In: a region's nodes, their axis space, a template. Out: a `Trace`: instances of nodes at
+indices, from loads to stores, with no code yet. Emission reads it twice: to find axes that may
+be one, then to build the kernel.
 
-    pull(node, index)   the value of `node` at `index`, one place per dimension, kept per (node, index)
+    pull(node, index)   the value of `node` at `index`, one place per dimension, kept per (node,
+    index)
 
-A place is an `Affine` over axis names or `Gathered` (read from memory). Elementwise nodes pull their operands
-at the broadcast index; views and moves ask their index rule where to read; inputs become loads. A reduction
-exists only at its canonical index, where each dimension runs over its own axes: nothing is reduced twice.
+A place is an `Affine` over axis names or `Gathered` (read from memory). Elementwise nodes pull
+their operands at the broadcast index; views and moves ask their index rule where to read;
+inputs become loads. A reduction exists only at its canonical index, where each dimension runs
+over its own axes: nothing is reduced twice.
 
-Reads that may be out of range outside of a condition (the parts of a cat) are pulled under *guards*. A guard
-becomes the mask of the loads below it; an index that is in range anyway drops its guards.
+Reads that may be out of range outside of a condition (the parts of a cat) are pulled under
+*guards*. A guard becomes the mask of the loads below it; an index that is in range anyway drops
+its guards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import sympy
 import torch
@@ -38,7 +42,9 @@ prims = torch.ops.prims
 
 @dataclass(frozen=True)
 class Gathered:
-    """A place read from an index tensor. `size`: the extent that it indexes; `wrap`: negatives count back."""
+    """A place read from an index tensor. `size`: the extent that it indexes; `wrap`: negatives
+    count back.
+    """
 
     index: Instance
     size: Size
@@ -47,7 +53,7 @@ class Gathered:
 
 _INDEX = (torch.int64, torch.int32)
 
-Place = Union[Affine, Gathered]
+Place = Affine | Gathered
 Index = tuple[Place, ...]
 Guards = tuple[Within, ...]
 Branch = tuple[Guards, "Instance | Fill"]
@@ -71,15 +77,23 @@ class Instance:
         """The instances that this one is made of."""
         found = list(self.operands.values())
         found += [value for _, value in self.branches if isinstance(value, Instance)]
-        found += [p.index for p in self.index if isinstance(p, Gathered)] if self.kind == "load" else []
+        found += (
+            [p.index for p in self.index if isinstance(p, Gathered)] if self.kind == "load" else []
+        )
         return found
 
 
 class Trace:
     """The instances of one region under one template."""
 
-    def __init__(self, facts: Facts, space: Space, nodes: Sequence[fx.Node], template: Template,
-                 hints: Mapping[sympy.Symbol, int]) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        space: Space,
+        nodes: Sequence[fx.Node],
+        template: Template,
+        hints: Mapping[sympy.Symbol, int],
+    ) -> None:
         self.facts = facts
         self.space = space
         self.inside = set(nodes)
@@ -259,14 +273,18 @@ class Trace:
             self._memo[key] = Instance("compute", call, index, (), operands)
         return self._memo[key]
 
-    def _elementwise(self, call: fx.Node, output: fx.Node, index: Index, guards: Guards) -> Instance:
+    def _elementwise(
+        self, call: fx.Node, output: fx.Node, index: Index, guards: Guards
+    ) -> Instance:
         key = (call, index, guards, "call")
         if key not in self._memo:
             operands = {}
             for path, operand in self.facts.operands(call):
                 shape = shape_of(operand)
                 tail = index[len(index) - len(shape) :]
-                places = tuple(Affine() if is_one(n) else p for n, p in zip(shape, tail, strict=True))
+                places = tuple(
+                    Affine() if is_one(n) else p for n, p in zip(shape, tail, strict=True)
+                )
                 operands[path] = self.operand(call, path, places, guards)
             self._memo[key] = Instance("compute", call, index, guards, operands)
         return self._memo[key]
@@ -275,8 +293,11 @@ class Trace:
 
     def _read(self, node: fx.Node, index: Index, guards: Guards) -> Instance:
         row = self.facts.row(node)
-        if row.overload in view_rules.RESHAPES and node in self.space.dims \
-                and index == self.canonical(node):
+        if (
+            row.overload in view_rules.RESHAPES
+            and node in self.space.dims
+            and index == self.canonical(node)
+        ):
             ((path, _),) = self.facts.operands(node)
             return self.operand(node, path, self.canonical((node, path)), guards)
         branches: list[Branch] = []
@@ -293,7 +314,7 @@ class Trace:
                 break
         if not branches:
             raise refusal(node, "no part of it is read")
-        conditions, first = branches[0]
+        _, first = branches[0]
         if len(branches) == 1 and isinstance(first, Instance):
             return first
         return Instance("select", node, index, guards, branches=tuple(branches))
@@ -336,7 +357,9 @@ class Trace:
     # -- index tensors that are positions -------------------------------------------------------
 
     def position_of(self, node: fx.Node, index: Index) -> Affine | None:
-        """An integer tensor's value as an affine map of positions: ranges, and what is added to them."""
+        """An integer tensor's value as an affine map of positions: ranges, and what is added to
+        them.
+        """
         if node not in self.inside or not is_tensor(node) or node.meta["val"].dtype not in _INDEX:
             return None
         if self.facts.row(node).kind == "view":
@@ -352,15 +375,15 @@ class Trace:
         if len(sources) != 1 or not isinstance(sources[0], Read) or sources[0].where:
             return None
         read = sources[0]
-        if read.item is not None or any(isinstance(p, Indirect) for p in read.index):
+        if read.item is not None:
             return None
-        return self.position_of(dict(self.facts.operands(node))[(read.argument,)], read.index)
+        source = dict(self.facts.operands(node))[(read.argument,)]
+        places = [p for p in read.index if isinstance(p, Affine)]
+        return self.position_of(source, tuple(places)) if len(places) == len(read.index) else None
 
     def term_of(self, argument: Any, index: Index) -> Affine | None:
         """An operand of integer arithmetic as an affine map."""
-        if isinstance(argument, bool) or isinstance(argument, float):
-            return None
-        if isinstance(argument, int):
+        if type(argument) is int:
             return Affine((), argument)
         if not isinstance(argument, fx.Node) or not is_tensor(argument):
             return None

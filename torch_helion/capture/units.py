@@ -1,7 +1,7 @@
 """Reachability between parts of a graph that grow: whether joining two would make a cycle.
 
-In: a graph. Out: unit numbers. Each node is a unit at first; joined nodes are one. For every unit a bitset of
-the units that can be reached from it is kept right while units join.
+In: a graph. Out: unit numbers. Each node is a unit at first; joined nodes are one. For every
+unit a bitset of the units that can be reached from it is kept right while units join.
 """
 
 from __future__ import annotations

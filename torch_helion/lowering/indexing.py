@@ -1,7 +1,8 @@
 """Gather rules: results whose elements are read at places that an index tensor holds.
 
-In and out as in view.py; a place that comes from memory is an `Indirect`. Numbers out of range end the
-kernel with an error, as in eager mode; negative ones count from the end only where ATen says so.
+In and out as in view.py; a place that comes from memory is an `Indirect`. Numbers out of range
+end the kernel with an error, as in eager mode; negative ones count from the end only where ATen
+says so.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def gather(cx: Context, index: Index) -> tuple[Source, ...]:
 
 
 def advanced(cx: Context, index: Index) -> tuple[Source, ...]:
-    """x[i, :, j]: the index tensors broadcast; their dimensions stand where they are if they are adjacent."""
+    """x[i, :, j]: the index tensors broadcast; their dimensions stand where they are if they
+    are adjacent.
+    """
     shape = input_shape(cx, 0)
     given = [d for d, tensor in enumerate(arguments(cx)["indices"]) if tensor is not None]
     if not given:

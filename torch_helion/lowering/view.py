@@ -1,14 +1,16 @@
 """View rules: no code, only where each element of the result is read from.
 
-In: one place per dimension of the result (an `Affine` over axes, or something opaque that a gather made).
-Out: `Read`s of the operands, in the order in which they are tried, each with the condition under which it
-holds, and at most one `Fill` at the end. Capture pulls values through these rules; the front end lowers its
-view calls through them. Copying ops whose result is only moved data (cat, pad, flip, roll) stand here too.
+In: one place per dimension of the result (an `Affine` over axes, or something opaque that a
+gather made). Out: `Read`s of the operands, in the order in which they are tried, each with the
+condition under which it holds, and at most one `Fill` at the end. Capture pulls values through
+these rules; the front end lowers its view calls through them. Copying ops whose result is only
+moved data (cat, pad, flip, roll) stand here too.
 
-A rule uses three things of its context: `args`/`kwargs` as PyTorch sees them (with sizes as expressions),
-the shapes in `inputs`, `facts["items"]` and `outputs`, and these facts:
+A rule uses three things of its context: `args`/`kwargs` as PyTorch sees them (with sizes as
+expressions), the shapes in `inputs`, `facts["items"]` and `outputs`, and these facts:
 
-`fits`      fits(place, size) -> bool: whether 0 <= place < size is known (needed to split a dimension).
+`fits`      fits(place, size) -> bool: whether 0 <= place < size is known (needed to split a
+dimension).
 `output`    which result of an op with several (split, unbind) is asked for.
 
 Sizes are ints or sympy expressions, in whatever symbols the caller uses.
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import sympy
 import torch
@@ -45,9 +47,11 @@ class Within:
 
 @dataclass(frozen=True)
 class Read:
-    """One operand at one place per dimension. `argument` is a position, `item` the number in a list there.
+    """One operand at one place per dimension. `argument` is a position, `item` the number in a
+    list there.
 
-    The read holds where every condition of `where` does. `guarded`: elsewhere the place may be outside.
+    The read holds where every condition of `where` does. `guarded`: elsewhere the place may be
+    outside.
     """
 
     argument: int
@@ -66,7 +70,8 @@ class Fill:
 
 @dataclass(frozen=True)
 class Indirect:
-    """A place that is itself read from an integer tensor. `size`: extent of the dimension that it indexes.
+    """A place that is itself read from an integer tensor. `size`: extent of the dimension that
+    it indexes.
 
     `wrap`: negative numbers count from the end.
     """
@@ -76,13 +81,13 @@ class Indirect:
     wrap: bool
 
 
-Place = Union[Affine, Indirect, Any]
+Place = Affine | Indirect | Any
 Index = tuple[Place, ...]
-Source = Union[Read, Fill]
+Source = Read | Fill
 ViewRule = Callable[[Context, Index], tuple[Source, ...]]
 
 
-# -- places -----------------------------------------------------------------------------------------
+# -- places ---------------------------------------------------------------------------------------
 
 
 def is_one(size: Size) -> bool:
@@ -141,7 +146,7 @@ def scaled(cx: Context, place: Place, factor: Size) -> Place:
     return times(place, factor)
 
 
-# -- arguments --------------------------------------------------------------------------------------
+# -- arguments ------------------------------------------------------------------------------------
 
 
 def arguments(cx: Context) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def clamped(cx: Context, value: Any, size: Size, default: Size) -> Size:
     return value
 
 
-# -- the same elements in other dimensions ------------------------------------------------------------
+# -- the same elements in other dimensions --------------------------------------------------------
 
 
 def permute(cx: Context, index: Index) -> tuple[Source, ...]:
@@ -264,7 +269,8 @@ def dimension_groups(
 
 def divided(cx: Context, place: Affine, size: Size) -> tuple[Affine, Affine]:
     """The exact quotient and remainder of a place by `size`: by terms, never by numbers."""
-    high, low = [], []
+    high: list[tuple[str, Size]] = []
+    low: list[tuple[str, Size]] = []
     for name, coefficient in place.terms:
         q = quotient(coefficient, size)
         (low if q is None else high).append((name, coefficient if q is None else q))
@@ -280,7 +286,9 @@ def divided(cx: Context, place: Affine, size: Size) -> tuple[Affine, Affine]:
 
 
 def reshape(cx: Context, index: Index) -> tuple[Source, ...]:
-    """Row-major renumbering, group by group: merge the places of the result, split them for the operand."""
+    """Row-major renumbering, group by group: merge the result's places, split them for the
+    operand.
+    """
     shape, out = input_shape(cx), output_shape(cx)
     groups = dimension_groups(shape, out)
     if groups is None:
@@ -343,7 +351,7 @@ def squeeze_family(cx: Context, index: Index) -> tuple[Source, ...]:
     return (Read(0, tuple(ZERO if is_one(n) else next(rest) for n in shape)),)
 
 
-# -- parts of a dimension -----------------------------------------------------------------------------
+# -- parts of a dimension -------------------------------------------------------------------------
 
 
 def slice_(cx: Context, index: Index) -> tuple[Source, ...]:
@@ -401,11 +409,11 @@ def unfold(cx: Context, index: Index) -> tuple[Source, ...]:
 
 
 def lookup_seed(cx: Context, index: Index) -> tuple[Source, ...]:
-    """prims.inductor_lookup_seed: one number of a tensor of seeds (its row is in inductor_prims.py)."""
+    """prims.inductor_lookup_seed: one of a tensor of seeds (its row is in inductor_prims.py)."""
     return (Read(0, (Affine((), cx.args[1]),)),)
 
 
-# -- moved data ---------------------------------------------------------------------------------------
+# -- moved data -----------------------------------------------------------------------------------
 
 
 def flip(cx: Context, index: Index) -> tuple[Source, ...]:
@@ -436,7 +444,7 @@ def roll(cx: Context, index: Index) -> tuple[Source, ...]:
 
 
 def cat(cx: Context, index: Index) -> tuple[Source, ...]:
-    """Each part is read where the place lies in it. Empty one-dimensional parts are skipped, as ATen does."""
+    """Each part is read where the place lies in it. ATen skips empty one-dimensional parts."""
     bound = arguments(cx)
     rank = len(index)
     dim = dimension(cx, bound["dim"], rank)
@@ -504,7 +512,7 @@ def select_scatter(cx: Context, index: Index) -> tuple[Source, ...]:
     )
 
 
-# -- the table ----------------------------------------------------------------------------------------
+# -- the table ------------------------------------------------------------------------------------
 
 _RULES: tuple[tuple[ViewRule, tuple[OpOverload, ...]], ...] = (
     (reshape, (aten.view.default, aten.reshape.default, aten._unsafe_view.default)),
@@ -553,4 +561,4 @@ COPIES: frozenset[OpOverload] = frozenset(
     if rule in (flip, roll, cat, constant_pad, slice_scatter, select_scatter)
     for overload in overloads
 )
-"""Rows of this table whose result is new memory; the others give views (a reshape: where strides allow)."""
+"""Rows whose result is new memory; the others give views (a reshape: where strides allow)."""
