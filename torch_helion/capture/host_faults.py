@@ -1,8 +1,8 @@
 """Guards against wrong answers of the host: each row names one fault, what keeps it out, and why.
 
 What flows in: nothing, or a post-grad graph. What flows out: patches of Inductor's options
-(:data:`OPTION_GUARDS`), changes of a graph (:data:`GRAPH_GUARDS`), refusals of whole graphs
-(:data:`INPUT_GUARDS`). Every row has a test in ``test/capture/test_host_faults.py``. A fault that
+(:data:`OPTION_GUARDS`), changes of a graph (:data:`PROGRAM_GUARDS` before it is traced,
+:data:`GRAPH_GUARDS` after), refusals of whole graphs (:data:`INPUT_GUARDS`). Every row has a test in ``test/capture/test_host_faults.py``. A fault that
 only code of Inductor's own shows (its C++ arithmetic) needs no row: that code is not generated.
 """
 
@@ -34,6 +34,15 @@ class OptionGuard:
 @dataclass(frozen=True)
 class GraphGuard:
     """A change of the graph; ``apply`` returns how many places it changed."""
+
+    name: str
+    why: str
+    apply: Callable[[Graph], int]
+
+
+@dataclass(frozen=True)
+class ProgramGuard:
+    """A change of dynamo's graph, before it is traced; ``apply`` returns how many places changed."""
 
     name: str
     why: str
@@ -83,6 +92,11 @@ def options() -> dict[str, Any]:
 def guard_graph(graph: Graph) -> list[str]:
     """Apply :data:`GRAPH_GUARDS`; the names of those that changed something."""
     return [row.name for row in GRAPH_GUARDS if row.apply(graph)]
+
+
+def guard_program(graph: Graph) -> list[str]:
+    """Apply :data:`PROGRAM_GUARDS`; the names of those that changed something."""
+    return [row.name for row in PROGRAM_GUARDS if row.apply(graph)]
 
 
 def refusal(inputs: Sequence[Any]) -> str | None:
@@ -247,6 +261,42 @@ GRAPH_GUARDS: tuple[GraphGuard, ...] = (
         "promised_strides",
         "an operator returns strides that its fake implementation does not tell",
         _promise_strides,
+    ),
+)
+
+
+# ---------------------------------------------------------------------- programs
+
+
+def _inactive_dropout(graph: Graph) -> int:
+    """Dropout that does nothing is its argument: the same tensor, not a copy.
+
+    Before → after: y = dropout(x, 0.5, training=False); y.add_(1) → x.add_(1)
+    """
+    changed = 0
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in _DROPOUTS:
+            continue
+        given = dict(zip(_DROPOUTS[node.target], node.args, strict=False)) | dict(node.kwargs)
+        inactive = given.get("training", True) is False or given.get("p", 0.5) == 0
+        if inactive and isinstance(given.get("input"), Node):
+            node.replace_all_uses_with(given["input"])
+            graph.erase_node(node)
+            changed += 1
+    return changed
+
+
+_DROPOUTS = {
+    torch.nn.functional.dropout: ("input", "p", "training", "inplace"),
+    torch.dropout: ("input", "p", "training"),
+}
+
+PROGRAM_GUARDS: tuple[ProgramGuard, ...] = (
+    ProgramGuard(
+        "inactive_dropout",
+        "dropout outside of training returns its argument itself; traced, it returns a copy, and"
+        " what is written into it is lost",
+        _inactive_dropout,
     ),
 )
 

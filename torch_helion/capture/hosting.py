@@ -58,6 +58,9 @@ def compile_graph(
         if reason is not None:
             log.info("a graph runs eagerly: %s", reason)
             return gm.forward
+        for name in host_faults.guard_program(gm.graph):
+            log.debug("guard %s changed the program", name)
+            gm.recompile()
         rungs = _rungs(gm, example_inputs, request)
         compiled = _first_that_works(rungs, "graph")
         inductor.quiet_runtime()
@@ -87,7 +90,8 @@ def _rungs(
 
 
 def _compile_plain(saved: GraphModule, inputs: Sequence[Any], request: Request) -> Any:
-    return inductor.compile_plain(_copy_of(saved), inputs, request.host)
+    options = {**inductor.known_options(host_faults.options()), **request.host}
+    return inductor.compile_plain(_copy_of(saved), inputs, options)
 
 
 def hosting_options(request: Request) -> dict[str, Any]:
@@ -138,6 +142,7 @@ class InnerCompiler:
 
     def _plain(self, saved: GraphModule, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         options = {
+            **host_faults.options(),
             "fallback_by_default": False,
             "size_asserts": True,
             _HOOK: self.request.host.get(_HOOK),

@@ -61,6 +61,8 @@ try:
             raise AttributeError(f"Inductor has no option {_name!r}")
     for _owner, _name in (
         (_graph, "should_fallback_by_default"),
+        (_graph, "fallback_handler"),
+        (torch._library.utils, "mutates_and_returns_first_arg"),
         (_joint_graph, "lazy_init"),
         (_lowering, "fallback_handler"),
         (ir.ExternKernel, "require_exact_strides"),
@@ -125,10 +127,30 @@ def compile_hosted(
     inner: Callable[..., Any],
 ) -> Any:
     """The graph compiled by Inductor with ``inner`` in the place of its ``compile_fx_inner``."""
+    with config.patch(dict(options)):  # the table depends on them
+        table = decompositions()
     with _without_pattern_tables():
         return _compile_fx.compile_fx(
-            gm, list(inputs), inner_compile=inner, config_patches=dict(options)
+            gm,
+            list(inputs),
+            inner_compile=inner,
+            config_patches=dict(options),
+            decompositions=table,
         )
+
+
+# Decomposed, these lose a check of their arguments that the program relies on.
+_KEPT_WHOLE = (aten.binary_cross_entropy.default, aten.binary_cross_entropy_backward.default)
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Inductor's table without what must stay whole.
+
+    Inductor's cache keys do not hold the table: it may only depend on our sources and on options,
+    both of which the key of our pass and the options themselves bring into it.
+    """
+    table = _internal(".decomposition:select_decomp_table")()
+    return {op: rule for op, rule in table.items() if op not in _KEPT_WHOLE}
 
 
 def compile_inner(gm: GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
@@ -152,13 +174,14 @@ def hosted() -> Iterator[None]:
     ours = lowered_by_us()
     with _hosting:
         theirs = {op: table.get(op) for op in ours}
-        decide = _graph.should_fallback_by_default
+        decide, handler = _graph.should_fallback_by_default, _graph.fallback_handler
         try:
             table.update(ours)
             _graph.should_fallback_by_default = runs_in_aten
+            _graph.fallback_handler = _call_of_aten
             yield
         finally:
-            _graph.should_fallback_by_default = decide
+            _graph.should_fallback_by_default, _graph.fallback_handler = decide, handler
             for op, lower in theirs.items():
                 if lower is None:
                     table.pop(op, None)
@@ -254,6 +277,26 @@ def generated_cpp_kernels() -> int:
 
 
 # ---------------------------------------------------------------------- who runs a node
+
+def _call_of_aten(op: Any, add_to_fallback_set: bool = True) -> Callable[..., Any]:
+    """The lowering of a node that goes to ATen.
+
+    What an operator returns that writes its first argument *is* that argument. Inductor's own
+    handler makes a buffer of it that memory planning takes for another one: the memory would be
+    reused while the result is still read.
+    """
+    call = _lowering.fallback_handler(op, add_to_fallback_set)
+    if not isinstance(op, torch._ops.OpOverload):
+        return call
+    if not torch._library.utils.mutates_and_returns_first_arg(op):
+        return call
+
+    def call_and_return_argument(*args: Any, **kwargs: Any) -> Any:
+        call(*args, **kwargs)
+        return args[0] if args else kwargs["self"]
+
+    return call_and_return_argument
+
 
 _LOWERED_BY_INDUCTOR: tuple[str, ...] = (
     # sizes and numbers, not tensors: no code is generated for them

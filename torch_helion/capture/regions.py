@@ -280,7 +280,17 @@ class Grower:
         return self.probe.costs.get(node, 0)
 
     def _moves(self, node: fx.Node) -> bool:
-        """Whether a node's value at its own place comes from other places of an operand."""
+        """Whether a node's value at its own place comes from other places of what it reads."""
+        if self._is_moved(node):
+            return True
+        for _, operand in self.facts.operands(node):
+            while self.facts.kind(operand) == "view":
+                if self._is_moved(operand):
+                    return True
+                operand = self.facts.operands(operand)[0][1]
+        return False
+
+    def _is_moved(self, node: fx.Node) -> bool:
         return self.facts.kind(node) == "move" or self.facts.call(node).target in _PARTIAL
 
     # -- the rim of a group -----------------------------------------------------------------------

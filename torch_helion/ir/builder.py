@@ -266,6 +266,12 @@ class Builder:
             )
         return self._constants[key]
 
+    def check(self, condition: Value, status: int = 1) -> None:
+        """End the kernel with an error status where `condition` (a bool) is false in some lane."""
+        if condition.type.dtype != torch.bool:
+            raise exc.VerifierError(f"assert of {condition.type}")
+        self._emit("assert", (condition,), {"status": status}, None)
+
     def rng(
         self, fn: str, seed: Value, index: Value, *bounds: Value, dtype: torch.dtype = torch.float32
     ) -> Value:

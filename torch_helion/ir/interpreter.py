@@ -295,6 +295,14 @@ def _while(m: _Machine, op: Op) -> Results:
         carried = m.run_region(body)
 
 
+def _assert(m: _Machine, op: Op) -> Results:
+    if not bool(m.values[op.operands[0]].all()):
+        if op.attrs["status"] == 1:
+            raise IndexError(f"index out of range: {op}")
+        raise RuntimeError("ZeroDivisionError")
+    return ()
+
+
 def _barrier(m: _Machine, op: Op) -> Results:
     return ()  # phases run one after another here
 
@@ -568,6 +576,7 @@ _OPS: dict[str, Callable[[_Machine, Op], Results]] = {
     "loop": _loop,
     "if": _if,
     "while": _while,
+    "assert": _assert,
     "barrier": _barrier,
     "load": _load,
     "store": _store,

@@ -76,6 +76,11 @@ OP_KINDS: dict[str, OpKind] = {
             "attr fn (rand, randn, randint); operands: seed, logical index[, low, high], all int64",
         ),
         OpKind("sort", "attrs axis, descending, k (top-k) ; results values, indices"),
+        OpKind(
+            "assert",
+            "operand: bool; attr status: a false lane ends the kernel with it (1 index, 2 division)",
+            pure=False,
+        ),
         OpKind("barrier", "grid loops before it have finished everywhere", pure=False),
     )
 }

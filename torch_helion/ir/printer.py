@@ -278,6 +278,10 @@ class _Printer:
             self.line("pass")
         self.depth -= 1
 
+    def _assert(self, op: Op) -> None:
+        error = "index out of range" if op.attrs["status"] == 1 else "division by zero"
+        self.line(f"hl.device_assert({self.values[op.operands[0]].text}, {error!r})")
+
     def _barrier(self, op: Op) -> None:
         self.line("hl.barrier()")
 

@@ -272,6 +272,13 @@ def _check_yield(s: _Scope, op: Op) -> None:
     s.require(not op.results, "a yield has no results")
 
 
+def _check_assert(s: _Scope, op: Op) -> None:
+    _counts(s, op, 1, 0)
+    if op.operands[0].type.dtype != torch.bool:
+        s.fail(f"{op.operands[0]!r} must be a bool")
+    s.require(op.attrs["status"] in (1, 2), f"no error status {op.attrs['status']!r}")
+
+
 def _check_barrier(s: _Scope, op: Op) -> None:
     s.require(not s.loops, "a barrier inside a loop")
     _counts(s, op, 0, 0)
@@ -536,6 +543,7 @@ _RULES: Mapping[str, Callable[[_Scope, Op], None]] = {
     "size": _check_size_op,
     "rng": _check_rng,
     "sort": _check_sort,
+    "assert": _check_assert,
     "barrier": _check_barrier,
 }
 
@@ -554,6 +562,7 @@ _ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "reshape": ("axes",),
     "expand": ("axes",),
     "iota": ("axis",),
+    "assert": ("status",),
     "const": ("value", "dtype"),
     "size": ("expr",),
     "rng": ("fn",),

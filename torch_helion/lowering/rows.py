@@ -20,6 +20,7 @@ from torch_helion.lowering.pointwise import POINTWISE
 from torch_helion.lowering.random import RANDOM
 from torch_helion.lowering.reduction import REDUCTION
 from torch_helion.lowering.registry import Lowering, table
+from torch_helion.lowering.scatter import SCATTER
 from torch_helion.lowering.selection import SELECTION
 from torch_helion.lowering.view import VIEWS
 
@@ -33,6 +34,7 @@ LOWERINGS = table(
     COMPOSITE,
     VIEWS,
     GATHERS,
+    SCATTER,
 )
 
 

@@ -215,3 +215,16 @@ def divide(fn: str, dtype: torch.dtype) -> Kernel:
     with b.grid(an):
         b.store(out, [at(an)], b.pointwise(fn, b.load(x, [at(an)]), b.load(y, [at(an)])))
     return b.build()
+
+
+def asserted_positive() -> Kernel:
+    """2 * x where every x is positive, else an error."""
+    b = Builder("asserted_positive")
+    m, n = b.size("m"), b.size("n")
+    x, out = buffer(b, "x", (m, n)), buffer(b, "out", (m, n), F32, "out")
+    am, an = b.axis("m", m), b.axis("n", n)
+    with b.grid(am, an):
+        value = b.load(x, [at(am), at(an)])
+        b.check(b.pointwise("gt", value, b.const(0.0, F32)))
+        b.store(out, [at(am), at(an)], b.pointwise("mul", value, b.const(2.0, F32)))
+    return b.build()

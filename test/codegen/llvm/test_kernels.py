@@ -270,3 +270,15 @@ def test_float_division(fn: str) -> None:
     close(got, want, rtol=0, atol=0)
     ordered = ~want.isnan()
     assert torch.equal(torch.signbit(got[ordered]), torch.signbit(want[ordered]))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_assertions(shape: tuple[int, int]) -> None:
+    """A false lane ends the kernel with its status; lanes beyond the range do not count."""
+    kernel = kernels.asserted_positive()
+    x = torch.rand(shape) + 0.1
+    (got,) = run(kernel, [x], torch.empty(shape), shape)
+    close(got, x * 2)
+    x[-1, -1] = -1.0
+    with pytest.raises(IndexError):
+        run(kernel, [x], torch.empty(shape), shape)

@@ -78,6 +78,20 @@ def _pointwise(em: PhaseEmitter, op: Op, width: int, operands: tuple[str, ...]) 
     return POINTWISE_ROWS[fn](em, dtype, width, *operands)
 
 
+def check(em: PhaseEmitter, op: Op, scope: Scope) -> None:
+    """An assertion: report its status where a lane that counts is false."""
+    reg = em.get(op.operands[0])
+    width = em.piece.width if reg.vector and em.piece else 1
+    flags = register_type(torch.bool, width)
+    for name in reg.names:
+        bad = em.let(f"xor {flags} {name}, {number(True, torch.bool, width)}", "bad")
+        if width > 1:
+            if em.piece is not None and em.piece.mask is not None:
+                bad = em.let(f"and {flags} {bad}, {em.piece.mask}")
+            bad = em.call("i1", f"llvm.vector.reduce.or.v{width}i1", (flags, bad))
+        em.set_status(op.attrs["status"], bad)
+
+
 # -- helpers for rows -----------------------------------------------------------------------------
 
 

@@ -247,6 +247,8 @@ class PhaseEmitter:
     def _sink(self, op: Op) -> None:
         if op.kind == "store":
             memory.store(self, op, self.current)
+        elif op.kind == "assert":
+            compute.check(self, op, self.current)
         else:
             self.accumulators[op].update(self.get(op.operands[0]))
 

@@ -62,7 +62,7 @@ class LoopAxis:
 
 @dataclass
 class Sink:
-    """A store, or the update of a reduction's accumulator."""
+    """A store, an assertion, or the update of a reduction's accumulator."""
 
     op: Op
 
@@ -110,8 +110,10 @@ def _render(nodes: Iterable[Node], pad: str) -> list[str]:
     for node in nodes:
         if isinstance(node, Sink):
             op = node.op
-            what = op.attrs.get("buffer") or f"{op.attrs['fn']} -> {op.result.hint}"
-            lines.append(f"{pad}{op.kind} {what}")
+            what = op.attrs.get("buffer", "")
+            if op.kind == "reduce":
+                what = f"{op.attrs['fn']} -> {op.result.hint}"
+            lines.append(f"{pad}{op.kind} {what}".rstrip())
         else:
             kept = f"  keeps {', '.join(v.hint for v in node.kept)}" if node.kept else ""
             lines.append(f"{pad}for {node.axis.name}:{kept}")
@@ -132,7 +134,7 @@ def plan_phase(phase: Op, buffers: Mapping[str, Buffer], blocks: Mapping[str, in
     sinks = [
         op
         for op in ops
-        if op.kind == "store" or (op.kind == "reduce" and planner.is_loop_reduce(op))
+        if op.kind in ("store", "assert") or planner.is_loop_reduce(op)
     ]
     sinks = planner.live(sinks)
     nodes = planner.build(sinks, 0)
@@ -271,7 +273,7 @@ class _Planner:
     def live(self, sinks: Sequence[Op]) -> list[Op]:
         """Stores, and the reductions that some store needs."""
         keep: set[Op] = set()
-        work = [s for s in sinks if s.kind == "store"]
+        work = [s for s in sinks if s.kind != "reduce"]
         while work:
             sink = work.pop()
             if sink not in keep:
