@@ -201,7 +201,11 @@ def check_kernel(
         assert result.dtype == expected.dtype
         tolerance = 2e-2 if result.dtype in (torch.bfloat16, torch.float16) else 2e-5
         torch.testing.assert_close(
-            result, expected, rtol=tolerance, atol=tolerance, equal_nan=True,
+            result,
+            expected,
+            rtol=tolerance,
+            atol=tolerance,
+            equal_nan=True,
             msg=lambda text, node=node: f"{region.name}, {node.name}, block {block}: {text}",
         )
 

@@ -60,7 +60,8 @@ def known_hints(values: Sequence[Any]) -> dict[sympy.Symbol, int]:
         for size in sizes:
             if isinstance(size, torch.SymInt):
                 env = size.node.shape_env
-                table = getattr(env, "backed_var_to_val", None) or getattr(env, "var_to_val", {})
+                new = hasattr(env, "backed_var_to_val")  # torch before 2.12 has the older name
+                table = env.backed_var_to_val if new else env.var_to_val
                 return {symbol: int(hint) for symbol, hint in table.items()}
     return {}
 

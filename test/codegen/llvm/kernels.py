@@ -228,3 +228,17 @@ def asserted_positive() -> Kernel:
         b.check(b.pointwise("gt", value, b.const(0.0, F32)))
         b.store(out, [at(am), at(an)], b.pointwise("mul", value, b.const(2.0, F32)))
     return b.build()
+
+
+def row_statistics() -> Kernel:
+    """Several results a row from one matrix."""
+    b = Builder("row_statistics")
+    m, n = b.size("m"), b.size("n")
+    x, bias = buffer(b, "x", (m, n)), buffer(b, "bias", (m,))
+    outs = [buffer(b, f"out{i}", (m,), F32, "out") for i in range(3)]
+    am, an = b.axis("m", m), b.axis("n", n, "full")
+    with b.grid(am):
+        value, shift = b.load(x, [at(am), at(an)]), b.load(bias, [at(am)])
+        for fn, out in zip(("sum", "max", "min"), outs, strict=True):
+            b.store(out, [at(am)], b.pointwise("add", b.reduce(fn, value, [an]), shift))
+    return b.build()

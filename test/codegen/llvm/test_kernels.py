@@ -74,6 +74,13 @@ grid [m/4] vector n
     )
 
 
+def test_the_vector_axis_is_that_of_the_largest_accesses() -> None:
+    """Many small accesses along the rows do not outvote one load of the whole matrix."""
+    kernel = kernels.row_statistics()
+    plan = plan_phase(kernel.phases[0], {b.name: b for b in kernel.buffers}, {"m": 4})
+    assert plan.vector == "n"
+
+
 EAGER: dict[str, Callable[..., torch.Tensor]] = {
     "sum": torch.sum,
     "max": torch.amax,

@@ -194,7 +194,8 @@ def choose_vector_axis(ops: Sequence[Op], buffers: Mapping[str, Buffer]) -> str 
                     if not name.endswith(".id"):
                         steps[name] = steps.get(name, 0) + stride * coefficient
         for name, step in steps.items():
-            weight = len(steps) + (0.5 if op.kind == "store" else 0)
+            # An access along more axes touches many more elements: it decides.
+            weight = 16.0 ** len(steps) * (1.2 if op.kind == "store" else 1.0)
             score[name] = score.get(name, 0.0) + (weight if step == 1 else -0.5 * weight)
     for op in ops:
         for value in op.results:
