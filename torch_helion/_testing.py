@@ -12,7 +12,7 @@ import pathlib
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -102,13 +102,3 @@ def without_compilers(folder: pathlib.Path) -> dict[str, str]:
                 (folder / name).symlink_to(found)
     return {"PATH": str(folder), "CXX": "", "CC": ""}
 
-
-def counting_calls(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:
-    """The function, and a list whose length is how often it was called."""
-    calls: list[int] = []
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls.append(len(calls))
-        return function(*args, **kwargs)
-
-    return counted, calls

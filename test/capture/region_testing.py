@@ -1,9 +1,9 @@
 """Post-grad graphs of small programs, and the check of their regions against eager evaluation.
 
-A graph comes from Inductor itself (`post_grad_graphs`: the graph that the pass sees) or, where that makes
-no difference, straight from the tracer (`traced`: a hundred times faster). `check_graph` evaluates it node by
-node in eager mode and runs the kernel of every region in the IR's interpreter, with whole axes in one tile and
-with ragged tiles.
+A graph comes from Inductor itself (`post_grad_graphs`: the graph that the pass sees) or, where
+that makes no difference, straight from the tracer (`traced`: a hundred times faster).
+`check_graph` evaluates it node by node in eager mode and runs the kernel of every region in the
+IR's interpreter, with whole axes in one tile and with ragged tiles.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def check_traced(
 def check_compiled(
     fn: Callable[..., Any], *args: Any, grad: bool = False, dynamic: bool | None = None
 ) -> list[Outcome]:
-    """The outcomes for the graphs that Inductor hands to a post-grad pass: forward, then backward."""
+    """The outcomes for the graphs that Inductor hands to a post-grad pass: forward, then
+    backward.
+    """
     outcomes: list[Outcome] = []
     failures: list[BaseException] = []
 

@@ -1,7 +1,7 @@
 """Random programs: whatever regions are found, their kernels give what eager evaluation gives.
 
-Broadcasts, permutations, reshapes, slices, moved data, gathers and reductions in any order. A failure names
-its seed; `check(seed, symbolic)` repeats it.
+Broadcasts, permutations, reshapes, slices, moved data, gathers and reductions in any order. A
+failure names its seed; `check(seed, symbolic)` repeats it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Kernels of regions against eager evaluation, on the graphs that Inductor hands to a pass.
 
-`check_compiled` compares every kernel of every graph with eager evaluation; what is asserted here is the shape
-of what was found: how many kernels, which grid, which phases, what is a constant and what a size argument.
+`check_compiled` compares every kernel of every graph with eager evaluation; what is asserted
+here is the shape of what was found: how many kernels, which grid, which phases, what is a
+constant and what a size argument.
 """
 
 from __future__ import annotations

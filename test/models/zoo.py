@@ -196,9 +196,11 @@ def make(name: str, dtype: torch.dtype = torch.float32, train: bool = False) -> 
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    for field in ("use_cache",):
-        if hasattr(model.config, field):
-            setattr(model.config, field, False)
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    # The grouped product of the experts has no float64 form; a loop over them has.
+    if hasattr(model.config, "_experts_implementation"):
+        model.config._experts_implementation = "eager"
     model = model.to(dtype).train(train)
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     return model, cast

@@ -396,7 +396,7 @@ class Emitter:
                 return argument.meta["val"] if values is None else values[path]
             value = argument.meta["val"]
             if isinstance(value, torch.SymInt):
-                return self.final(self.sizes.other(host_size(value)))
+                return self.final(self.sizes.argument(host_size(value)))
             return value
         if isinstance(argument, list | tuple):
             return [self._argument(a, (*path, i), values) for i, a in enumerate(argument)]

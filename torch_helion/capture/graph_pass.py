@@ -415,6 +415,11 @@ def is_eligible(node: Node) -> bool:
     return not is_view(target)
 
 
+def is_product(target: str) -> bool:
+    """Whether the operator of this name is a matrix product or convolution: a library's."""
+    return target.rpartition(".")[0] in _PRODUCTS or target.startswith(_ATTENTION)
+
+
 @functools.cache
 def is_view(target: Any) -> bool:
     """Whether an operator returns a view of its first argument."""

@@ -32,7 +32,7 @@ from torch_helion.capture.collapse import Region as Traced
 from torch_helion.capture.collapse import ordered_atoms, runs_of
 from torch_helion.capture.emit import CollapseError, Emitted, Emitter
 from torch_helion.capture.node_facts import Facts
-from torch_helion.capture.sizes import hint_of, host_size, known_hints
+from torch_helion.capture.sizes import Hints, hint_of, host_size, known_hints
 from torch_helion.capture.template import Limits, Shape, Template, templates
 from torch_helion.capture.trace import Instance, Trace
 from torch_helion.ir.graph import Kernel
@@ -111,13 +111,13 @@ def kernel_name(nodes: Iterable[fx.Node]) -> str:
     return "_".join(["fused", *list(names)[:MAX_NAMES]])
 
 
-def graph_hints(nodes: Iterable[fx.Node]) -> dict[sympy.Symbol, int]:
+def graph_hints(nodes: Iterable[fx.Node]) -> Hints:
     for node in nodes:
         values = node.meta.get("val")
         hints = known_hints(values if isinstance(values, tuple | list) else [values])
         if hints:
             return hints
-    return {}
+    return Hints({}, {})
 
 
 # -- building -----------------------------------------------------------------------------------

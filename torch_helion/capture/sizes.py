@@ -50,10 +50,44 @@ def _static(shape: Sequence[Any]) -> bool:
 
 
 def strides_of(node: fx.Node) -> tuple[Size, ...]:
-    return tuple(host_size(n) for n in node.meta["val"].stride())
+    """Host strides. Where a size might be 0, PyTorch writes Max(1, size): what it is then is idle."""
+    strides = node.meta["val"].stride()
+    return tuple(s if type(s) is int else _without_max(host_size(s)) for s in strides)
 
 
-def known_hints(values: Sequence[Any]) -> dict[sympy.Symbol, int]:
+def _without_max(size: Size) -> Size:
+    if isinstance(size, int):
+        return size
+
+    def is_guard(e: sympy.Expr) -> bool:
+        return type(e).__name__ == "Max" and len(e.args) == 2 and e.args[0] == 1
+
+    return host_size(size.replace(is_guard, lambda e: e.args[1]))
+
+
+class Hints(dict[sympy.Symbol, int]):
+    """The likely value of each symbol of a graph, and what each is at least."""
+
+    def __init__(
+        self, hints: Mapping[sympy.Symbol, int], least: Mapping[sympy.Symbol, int]
+    ) -> None:
+        super().__init__(hints)
+        self.least = least
+
+
+def is_nonnegative(size: Size, hints: Mapping[sympy.Symbol, int]) -> bool:
+    """Whether a host size is known to be at least 0."""
+    if isinstance(size, int):
+        return size >= 0
+    size = sympy.expand(size)
+    if size.is_nonnegative:
+        return True
+    least = hints.least if isinstance(hints, Hints) else {}
+    above = {s: least[s] + size_symbol(f"{s}_more") for s in size.free_symbols if s in least}
+    return bool(sympy.expand(size.xreplace(above)).is_nonnegative) if above else False
+
+
+def known_hints(values: Sequence[Any]) -> Hints:
     """The hint of every backed symbol of the graph that these fake tensors belong to."""
     for value in values:
         sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
@@ -62,8 +96,10 @@ def known_hints(values: Sequence[Any]) -> dict[sympy.Symbol, int]:
                 env = size.node.shape_env
                 new = hasattr(env, "backed_var_to_val")  # torch before 2.12 has the older name
                 table = env.backed_var_to_val if new else env.var_to_val
-                return {symbol: int(hint) for symbol, hint in table.items()}
-    return {}
+                ranges = env.var_to_range.items()
+                least = {s: int(r.lower) for s, r in ranges if r.lower.is_Integer}
+                return Hints({symbol: int(hint) for symbol, hint in table.items()}, least)
+    return Hints({}, {})
 
 
 def hint_of(size: Size, hints: Mapping[sympy.Symbol, int]) -> int | None:
@@ -97,13 +133,17 @@ class SizeTable:
         """A size that belongs to no axis: a constant, or the one symbol of its expression."""
         if isinstance(host, int):
             return host
-        if not host.is_nonnegative:
-            raise exc.LoweringError("a size argument", "int64", f"{host} might be negative")
         if host not in self._of_host:
             symbol = size_symbol(f"h{len(self._of_host)}")
             self._of_host[host] = symbol
             self._host[symbol] = host
         return self._of_host[host]
+
+    def argument(self, host: Size) -> Size:
+        """A size that is an argument of a call: unlike an extent it could be negative."""
+        if not isinstance(host, int) and not is_nonnegative(host, self.graph_hints):
+            raise exc.LoweringError("a size argument", "int64", f"{host} might be negative")
+        return self.other(host)
 
     def to_host(self, size: Size) -> Size:
         """The host size that an expression over trace symbols stands for."""

@@ -30,7 +30,7 @@ from torch import fx
 from torch_helion import exc
 from torch_helion.capture.axes import Atom, Key, Space, Use, index_context, refusal
 from torch_helion.capture.node_facts import Facts, Path, is_tensor
-from torch_helion.capture.sizes import SizeTable, host_size, shape_of
+from torch_helion.capture.sizes import SizeTable, host_size, is_nonnegative, shape_of
 from torch_helion.capture.template import Template
 from torch_helion.ir.types import Affine, Size
 from torch_helion.lowering import view as view_rules
@@ -152,15 +152,18 @@ class Trace:
 
     # -- what is known of places --------------------------------------------------------------
 
+    def is_nonnegative(self, size: Size) -> bool:
+        return is_nonnegative(size, self.sizes.graph_hints)
+
     def bounds(self, place: Affine) -> tuple[Size, Size] | None:
         """The least and the greatest number, in host sizes; None where a sign is not known."""
         low = high = self.sizes.to_host(place.offset)
         for name, coefficient in place.terms:
             step = self.sizes.to_host(coefficient)
             reach = step * (self.space.extents[self.atoms[name]] - 1)
-            if _known_sign(step, True):
+            if self.is_nonnegative(step):
                 high = high + reach
-            elif _known_sign(step, False):
+            elif self.is_nonnegative(-step):
                 low = low + reach
             else:
                 return None
@@ -171,8 +174,8 @@ class Trace:
         bounds = self.bounds(place)
         if bounds is None:
             return False
-        return _known_sign(bounds[0], True) and _known_sign(
-            self.sizes.to_host(size) - 1 - bounds[1], True
+        return self.is_nonnegative(bounds[0]) and self.is_nonnegative(
+            self.sizes.to_host(size) - 1 - bounds[1]
         )
 
     def in_range(self, key: Key, index: Index) -> bool:
@@ -191,7 +194,7 @@ class Trace:
         low, high = self.sizes.to_host(condition.low), self.sizes.to_host(condition.high)
         if not any(self.open_ends(condition)):
             return True
-        if _known_sign(low - 1 - bounds[1], True) or _known_sign(bounds[0] - high, True):
+        if self.is_nonnegative(low - 1 - bounds[1]) or self.is_nonnegative(bounds[0] - high):
             return False
         return None
 
@@ -202,8 +205,8 @@ class Trace:
             return True, True
         low, high = self.sizes.to_host(condition.low), self.sizes.to_host(condition.high)
         return (
-            not _known_sign(bounds[0] - low, True),
-            not _known_sign(high - 1 - bounds[1], True),
+            not self.is_nonnegative(bounds[0] - low),
+            not self.is_nonnegative(high - 1 - bounds[1]),
         )
 
     def needed_guards(self, key: Key, index: Index, guards: Guards) -> Guards:
@@ -332,7 +335,9 @@ class Trace:
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, fx.Node):
             value = argument.meta["val"]
-            return self.sizes.other(host_size(value)) if isinstance(value, torch.SymInt) else value
+            return (
+                self.sizes.argument(host_size(value)) if isinstance(value, torch.SymInt) else value
+            )
         if isinstance(argument, list | tuple):
             return [self._argument(a) for a in argument]
         return argument
@@ -391,14 +396,6 @@ class Trace:
         tail = index[len(index) - len(shape) :]
         places = tuple(Affine() if is_one(n) else p for n, p in zip(shape, tail, strict=True))
         return self.position_of(argument, places)
-
-
-def _known_sign(size: Size, positive: bool) -> bool:
-    """Whether a host size is known to be >= 0 (or, not `positive`, <= 0)."""
-    if isinstance(size, int):
-        return size >= 0 if positive else size <= 0
-    size = sympy.expand(size)
-    return bool(size.is_nonnegative if positive else size.is_nonpositive)
 
 
 def _names_of(place: Place) -> tuple[str, ...]:
