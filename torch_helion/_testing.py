@@ -101,4 +101,3 @@ def without_compilers(folder: pathlib.Path) -> dict[str, str]:
             if (found := pathlib.Path(place, name)).exists() and not (folder / name).exists():
                 (folder / name).symlink_to(found)
     return {"PATH": str(folder), "CXX": "", "CC": ""}
-

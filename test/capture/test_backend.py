@@ -1,4 +1,4 @@
-"""Hosting: a graph with our nodes, compiled by Inductor, in every form in which torch compiles one."""
+"""Hosting: a graph with our nodes, compiled by Inductor, in every form of graph that there is."""
 
 from __future__ import annotations
 
@@ -266,7 +266,8 @@ CACHED = """
     def fn(x, w):
         return F.softmax(F.gelu(x @ w) + x, -1)
     x, w = torch.randn(6, 16, requires_grad=True), torch.randn(16, 16, requires_grad=True)
-    y = torch.compile(fn, backend=helion, dynamic={dynamic}, options={{"helion.strict": True}})(x, w)
+    options = {{"helion.strict": True}}
+    y = torch.compile(fn, backend=helion, dynamic={dynamic}, options=options)(x, w)
     y.square().sum().backward()
     g = w.grad.clone()
     w.grad = None
@@ -339,7 +340,7 @@ def test_fallback_random_draws_what_eager_draws() -> None:
 
 def test_the_name_is_registered_without_an_installation(tmp_path: pathlib.Path) -> None:
     """In a process whose path holds the package but no distribution of it."""
-    code = f"""
+    code = """
         import sys
         sys.path[:] = [p for p in sys.path if p != ""]
         from torch_helion.capture.backend import register
@@ -350,7 +351,7 @@ def test_the_name_is_registered_without_an_installation(tmp_path: pathlib.Path) 
         assert torch.equal(y, torch.full((3,), 2.0))
         z = torch.compile(lambda x: x.exp() + 2, backend="torch_helion")(torch.zeros(3))
         assert torch.equal(z, torch.full((3,), 3.0))
-        assert {{"helion", "torch_helion"}} <= set(torch._dynamo.list_backends())
+        assert {"helion", "torch_helion"} <= set(torch._dynamo.list_backends())
         print("right")
     """
     assert _testing.output_of(code) == "right"

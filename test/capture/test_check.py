@@ -38,7 +38,8 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[torch.Tensor, .
     "pointwise": (lambda x: torch.exp(x) + 1, lambda: (torch.randn(1024, 2048),)),
     "softmax": (lambda x: F.softmax(x * 2, -1), lambda: (torch.randn(2048, 700),)),
     "norm": (
-        lambda x, w: F.layer_norm(x, (768,), w), lambda: (torch.randn(8, 512, 768), torch.randn(768)),
+        lambda x, w: F.layer_norm(x, (768,), w),
+        lambda: (torch.randn(8, 512, 768), torch.randn(768)),
     ),
     "columns": (lambda x: torch.tanh(x).sum(0), lambda: (torch.randn(3000, 500),)),
     "all": (lambda x: torch.tanh(x).sum(), lambda: (torch.randn(3000, 500),)),
@@ -46,23 +47,31 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[torch.Tensor, .
         lambda x: torch.exp(x.view(64, 128, 8, 32).transpose(1, 2)) * 2,
         lambda: (torch.randn(64, 128, 256),),
     ),
-    "broadcast": (lambda x, y: torch.exp(x) * y, lambda: (torch.randn(900, 1), torch.randn(1, 1000))),
+    "broadcast": (
+        lambda x, y: torch.exp(x) * y, lambda: (torch.randn(900, 1), torch.randn(1, 1000)),
+    ),
     "transposed": (lambda x: torch.exp(x.t()) + 1, lambda: (torch.randn(2000, 600),)),
     "integers": (lambda i: i * 3 + (i >> 1), lambda: (torch.arange(1_000_000),)),
     "division": (lambda i, j: i // j, lambda: (torch.arange(4000), torch.full((4000,), 3))),
     "bools": (lambda x: (x > 0) & (x < 1), lambda: (torch.randn(1000, 800),)),
     "gather": (
-        lambda t, i: F.embedding(i, t) * 2, lambda: (torch.randn(5000, 64), torch.randint(0, 5000, (900,))),
+        lambda t, i: F.embedding(i, t) * 2,
+        lambda: (torch.randn(5000, 64), torch.randint(0, 5000, (900,))),
     ),
     "half": (
-        lambda x: F.softmax(x * 2, -1) + x, lambda: (torch.randn(1000, 512).bfloat16(),),
+        lambda x: F.softmax(x * 2, -1) * 512 + x, lambda: (torch.randn(1000, 512).bfloat16(),),
     ),
     "slices": (lambda x: torch.exp(x[:, 3:]) + x[:, :-3], lambda: (torch.randn(4000, 303),)),
-    "joined": (lambda x, y: torch.cat([x.exp(), y], 1) * 2, lambda: (torch.randn(3000, 60), torch.randn(3000, 70))),
+    "joined": (
+        lambda x, y: torch.cat([x.exp(), y], 1) * 2,
+        lambda: (torch.randn(3000, 60), torch.randn(3000, 70)),
+    ),
     "positive": (lambda x: torch.log(x) + torch.rsqrt(x), lambda: (torch.rand(2000, 300) + 1,)),
     "random": (lambda x: F.dropout(torch.exp(x), 0.3), lambda: (torch.randn(900, 1000),)),
     "mask": (
-        lambda x: torch.where(torch.arange(600)[:, None] >= torch.arange(600), x, -math.inf).softmax(-1),
+        lambda x: torch.where(
+            torch.arange(600)[:, None] >= torch.arange(600), x, -math.inf
+        ).softmax(-1),
         lambda: (torch.randn(8, 600, 600),),
     ),
 }  # fmt: skip
@@ -89,7 +98,8 @@ def test_right_kernels_pass_on_few_elements(
 
     judge_with(judge)
     compile_program(name, dynamic=dynamic)
-    assert elements and max(elements) < 400_000
+    assert elements or (dynamic and name == "slices"), "no kernel"
+    assert max(elements, default=0) < 400_000
 
 
 @pytest.mark.parametrize("name", ["softmax", "norm", "columns", "half", "broadcast", "heads"])
@@ -156,7 +166,9 @@ def test_equal_kernels_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------- the rule
 
 
-def verdict(got: list[float], truth: list[float], plain: list[float], dtype: Any = None) -> str | None:
+def verdict(
+    got: list[float], truth: list[float], plain: list[float], dtype: Any = None
+) -> str | None:
     dtype = dtype or torch.float32
     a, b, c = (torch.tensor(x, dtype=torch.float64) for x in (got, truth, plain))
     return check.compare(a.to(dtype), b, c.to(dtype))

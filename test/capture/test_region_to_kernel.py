@@ -440,3 +440,45 @@ def test_region_with_outputs_that_overlap() -> None:
     exp.meta["val"] = exp.meta["val"].as_strided((4, 5), (1, 1))
     with pytest.raises(exc.LoweringError, match="gaps or overlap"):
         region_to_kernel(region, graph_lowerings())
+
+
+# -- symbolic sizes ---------------------------------------------------------------------------
+
+
+SYMBOLIC: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    "a size as a number": (
+        lambda x: x * x.shape[0] + torch.arange(x.shape[1]),
+        (torch.randn(5, 6),),
+    ),
+    "cat of two sizes": (
+        lambda x, y: torch.cat([x.exp(), y], 0) * 2,
+        (torch.randn(5, 6), torch.randn(7, 6)),
+    ),
+    "pad by a size": (lambda x: F.pad(x * 2, (0, x.shape[0])) + 1, (torch.randn(5, 6),)),
+    "half of a size": (
+        lambda x: x.reshape(x.shape[0], 2, x.shape[1] // 2).softmax(-1),
+        (torch.randn(9, 6),),
+    ),
+    "roll and flip": (lambda x: (x * 2).roll(1, 0) + x.flip(0, 1), (torch.randn(9, 6),)),
+    "windows": (lambda x: x.unfold(1, 3, 2) * 2, (torch.randn(4, 9),)),
+    "norm, then rope": (
+        lambda x, w, c, s: rotate((rms_norm(x, w)).transpose(1, 2), c, s),
+        (torch.randn(2, 5, 4, 6), torch.randn(6), torch.randn(5, 6), torch.randn(5, 6)),
+    ),
+    "scatter into a slice": (
+        lambda x, y: torch.slice_scatter(x, y * 2, 1, 2, 4) + 1,
+        (torch.randn(9, 6), torch.randn(9, 2)),
+    ),
+    "gather of rows": (
+        lambda x, t: -x.log_softmax(-1).gather(1, t[:, None])[:, 0].mean(),
+        (torch.randn(40, 7), torch.randint(0, 7, (40,))),
+    ),
+}
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("name", SYMBOLIC)
+def test_symbolic_sizes(name: str, symbolic: bool) -> None:
+    fn, args = SYMBOLIC[name]
+    outcome = check_traced(fn, *args, symbolic=symbolic)
+    assert len(outcome.regions) == 1 and outcome.left() == []

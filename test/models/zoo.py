@@ -196,6 +196,9 @@ def make(name: str, dtype: torch.dtype = torch.float32, train: bool = False) -> 
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     # The grouped product of the experts has no float64 form; a loop over them has.

@@ -49,7 +49,7 @@ helion.reset = _reset  # type: ignore[attr-defined]  # torch.compiler.reset() ca
 
 
 def register() -> None:
-    """Make ``backend="helion"`` known to torch, installed or not. Cheap, and may be called again."""
+    """Make ``backend="helion"`` known to torch, installed or not; may be called again."""
     registry = sys.modules.get(_REGISTRY)
     if registry is None:  # torch asks for entry points later, at the first name it does not know
         if not any(isinstance(finder, _EntryPointFinder) for finder in sys.meta_path):

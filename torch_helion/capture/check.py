@@ -1,18 +1,19 @@
 """Each new kernel is compared once with what its region says, before it is used.
 
 What flows in: a region, its kernel and the kernel's text. What flows out: a verdict in words, or
-``exc.AccuracyError``. The kernel runs on a small instance with random numbers (``small_instance.py``);
-the region's operators run on ATen in float64, and as they are.
+``exc.AccuracyError``. The kernel runs on a small instance with random numbers
+(:mod:`torch_helion.capture.small_instance`); the region's operators run on ATen in float64, and as
+they are.
 
-The rule, for every output: integers and bools are equal; floats are close at the dtype's tolerance, else
+The rule, for every output: integers and bools are equal; floats are close at the dtype's tolerance,
+else
 
-    RMSE(kernel, float64) <= m * RMSE(ATen, float64) + tolerance / 10,   m = 2 (float32), 3 (half types)
+    RMSE(kernel, float64) <= m * RMSE(ATen, float64) + tolerance / 10,   m = 2, half types 3
 
 Verdicts are kept in the artifact cache, so that a kernel is judged once per machine.
 """
 
 from __future__ import annotations
-
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -128,7 +129,13 @@ def run_and_compare(instance: Instance, kernel: Callable[..., None]) -> str | No
 def _data_and_references(instance: Instance) -> tuple[Any, dict[fx.Node, Any], dict[fx.Node, Any]]:
     """Random data on which the region's operators give numbers, and what they give."""
     top = _index_limit(instance)
-    attempts = ((False, 0, top), (False, 1, max(top, 2)), (True, 0, top), (True, 0, 1), (True, 1, 2))
+    attempts = (
+        (False, 0, top),
+        (False, 1, max(top, 2)),
+        (True, 0, top),
+        (True, 0, 1),
+        (True, 1, 2),
+    )
     failure: Exception | None = None
     best: Any = None
     for positive, low, high in attempts:
@@ -192,7 +199,7 @@ def _spoil(output: torch.Tensor) -> None:
 
 
 def compare(got: torch.Tensor, precise: torch.Tensor, plain: torch.Tensor) -> str | None:
-    """What is wrong with ``got``, given the float64 evaluation and ATen's own; None if nothing is."""
+    """What is wrong with ``got``, given the float64 evaluation and ATen's own; None if nothing."""
     if got.shape != plain.shape or got.dtype != plain.dtype:
         return f"{got.dtype}{list(got.shape)} instead of {plain.dtype}{list(plain.shape)}"
     if got.numel() == 0:
@@ -228,5 +235,3 @@ def _compare_numbers(
 
 def _rms(values: torch.Tensor) -> float:
     return float(values.square().mean().sqrt()) if values.numel() else 0.0
-
-

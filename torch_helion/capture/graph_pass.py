@@ -159,7 +159,7 @@ class HelionPass(inductor.GraphPass):
                     listener(record)
 
     def uuid(self) -> Any:
-        """What the code that we generate depends on; None (no caching) if a user's pass has none."""
+        """What the generated code depends on; None (no caching) if a user's pass has none."""
         users = []
         for user_pass in self.before:
             key = user_pass.uuid() if hasattr(user_pass, "uuid") else None
@@ -204,7 +204,8 @@ class HelionPass(inductor.GraphPass):
         left = ", ".join(f"{sum(n.values())} calls left to {who}" for who, n in record.left.items())
         log.info(
             "%s graph: %d of %d calls in %d kernels; %s",
-            graph_kind.get(), record.covered, record.eligible, len(record.regions), left or "none left",
+            graph_kind.get(), record.covered, record.eligible, len(record.regions),
+            left or "none left",
         )  # fmt: skip
 
     @contextlib.contextmanager
@@ -514,8 +515,18 @@ def fingerprint() -> str:
         digest.update(f"\0{path.relative_to(folder)}\0".encode())
         digest.update(path.read_bytes())
     machine = _hardware.probe()
-    digest.update(repr((machine.architecture, sorted(machine.flags), machine.cores, machine.l1d,
-                        machine.l2, machine.llc)).encode())
+    digest.update(
+        repr(
+            (
+                machine.architecture,
+                sorted(machine.flags),
+                machine.cores,
+                machine.l1d,
+                machine.l2,
+                machine.llc,
+            )
+        ).encode()
+    )
     try:
         digest.update(importlib.metadata.version("llvmlite").encode())
     except importlib.metadata.PackageNotFoundError:

@@ -2,8 +2,9 @@
 
 What flows in: nothing, or a post-grad graph. What flows out: patches of Inductor's options
 (:data:`OPTION_GUARDS`), changes of a graph (:data:`PROGRAM_GUARDS` before it is traced,
-:data:`GRAPH_GUARDS` after), refusals of whole graphs (:data:`INPUT_GUARDS`). Every row has a test in ``test/capture/test_host_faults.py``. A fault that
-only code of Inductor's own shows (its C++ arithmetic) needs no row: that code is not generated.
+:data:`GRAPH_GUARDS` after), refusals of whole graphs (:data:`INPUT_GUARDS`). Every row has a test
+in ``test/capture/test_host_faults.py``. A fault that only code of Inductor's own shows (its C++
+arithmetic) needs no row: that code is not generated.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class GraphGuard:
 
 @dataclass(frozen=True)
 class ProgramGuard:
-    """A change of dynamo's graph, before it is traced; ``apply`` returns how many places changed."""
+    """A change of dynamo's graph before it is traced; ``apply``: how many places changed."""
 
     name: str
     why: str

@@ -126,7 +126,9 @@ class InnerCompiler:
         if wrapper is not None:
             log.info("%s: no kernels are placed in a program with %s", what, wrapper)
         else:
-            rungs.append(("hosted", functools.partial(inductor.compile_inner, gm, inputs, **kwargs)))
+            rungs.append(
+                ("hosted", functools.partial(inductor.compile_inner, gm, inputs, **kwargs))
+            )
         if not draws_numbers(saved.graph):
             # Inductor's own random numbers differ from ours, and a backward graph may draw again
             # what the forward drew: such graphs are never given to it.
@@ -160,8 +162,9 @@ def _first_that_works(rungs: Sequence[tuple[str, Callable[[], Any]]], what: str)
         except Exception as error:
             if strict or number + 1 == len(rungs) or _belongs_to_dynamo(error):
                 raise
-            log.warning("%s: %s failed, %s is next: %s", what, name, rungs[number + 1][0],
-                        _reason(error))
+            log.warning(
+                "%s: %s failed, %s is next: %s", what, name, rungs[number + 1][0], _reason(error)
+            )
             log.debug("the failure", exc_info=True)
     raise exc.CaptureError("nothing to try")
 
@@ -224,7 +227,7 @@ def _copy_of(gm: GraphModule) -> GraphModule:
 
 
 def _run_eagerly(gm: GraphModule) -> Callable[[list[Any]], Any]:
-    """The graph, interpreted; takes its arguments in a list that it empties, as compiled ones do."""
+    """The graph, interpreted; empties the list of its arguments, as compiled ones do."""
     draw_numbers_eagerly(gm.graph)
     gm.recompile()
 

@@ -8,6 +8,8 @@ How a graph is hosted (:func:`hosted`): while one of our graphs is lowered, thre
 Inductor's are ours: which nodes go to ATen (:func:`runs_in_aten`: all but a few), how views and
 matrix products are lowered (views stay views, products become calls with preallocated outputs), and
 the set-up of pattern tables, which nothing uses when patterns are off.
+
+File length: whatever knows Inductor stands here, so that a new version of it is one file to try.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_helion import _logging, exc
+from torch_helion import _logging
+from torch_helion.capture import program_lines
 
 log = _logging.get_logger("capture")
 aten = torch.ops.aten
@@ -215,7 +218,7 @@ def _without_pattern_tables() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _constants_allowed(inputs: Sequence[Any]) -> Iterator[None]:
-    """Inductor runs ATen's fake implementations on real constants, which the fake mode must allow."""
+    """Inductor runs fake implementations on real constants, which the fake mode must allow."""
     mode = torch._guards.detect_fake_mode(list(inputs))
     if mode is None:
         yield
@@ -285,6 +288,7 @@ def generated_cpp_kernels() -> int:
 
 
 # ---------------------------------------------------------------------- who runs a node
+
 
 def _call_of_aten(op: Any, add_to_fallback_set: bool = True) -> Callable[..., Any]:
     """The lowering of a node that goes to ATen.
@@ -521,7 +525,7 @@ def _layout_of(value: torch.Tensor, offset: Any = sympy.S.Zero) -> Any:
 
 
 def _with_strides(x: Any, value: torch.Tensor | None) -> Any:
-    """``x`` with the strides that its fake tensor promises (a copy only if Inductor chose others)."""
+    """``x`` with the strides of its fake tensor (a copy only if Inductor chose others)."""
     if value is None or not isinstance(x, ir.TensorBox):
         return x
     return ir.ExternKernel.require_exact_strides(x, [expr_of(s) for s in value.stride()])
@@ -545,9 +549,7 @@ def lower_kernel(call: Any, args: Sequence[Any]) -> Any:
         )
         for x, value in zip(args, call.input_values, strict=True)
     ]
-    layouts = {
-        i: _layout_of(v) for i, v in enumerate(call.output_values) if i not in call.updates
-    }
+    layouts = {i: _layout_of(v) for i, v in enumerate(call.output_values) if i not in call.updates}
     kernel = HelionKernel(call, inputs, layouts)
     made = {i: ir.TensorBox.create(buffer) for i, buffer in kernel.made.items()}
     boxes = [
@@ -564,7 +566,7 @@ def lower_random(name: str, args: Sequence[Any]) -> Any:
 
 
 def lower_promise(value: torch.Tensor, x: Any) -> Any:
-    """IR of a check that a tensor of ATen has the strides that the graph says (else it is copied)."""
+    """IR of a check that a tensor of ATen has the strides of the graph (else it is copied)."""
     source = ir.InputsKernel.unwrap_storage_for_input(ir.ExternKernel.realize_input(x))
     return ir.TensorBox.create(HelionPromise(source, _layout_of(value)))
 
@@ -649,9 +651,7 @@ class HelionRandom(_ExternKernel):
     """Random numbers of ours where no kernel could be made of them."""
 
     def __init__(self, function: str, args: Sequence[Any], layout: Any) -> None:
-        seed = ir.InputsKernel.unwrap_storage_for_input(
-            ir.ExternKernel.realize_input(args[0])
-        )
+        seed = ir.InputsKernel.unwrap_storage_for_input(ir.ExternKernel.realize_input(args[0]))
         super().__init__(None, layout, [seed], constant_args=tuple(args[1:]))
         self.function = function
         self.name = V.graph.register_buffer(self)
@@ -694,7 +694,7 @@ class HelionPromise(_ExternKernel):
 
 
 class LaunchLine(_WrapperLine):
-    """One launch; several in a row are merged (:func:`_merge_lines`)."""
+    """One launch; several in a row are merged (:mod:`torch_helion.capture.program_lines`)."""
 
     def __init__(self, wrapper: Any, name: str, arguments: tuple[str, ...]) -> None:
         self.wrapper = wrapper
@@ -708,12 +708,12 @@ class LaunchLine(_WrapperLine):
 class MergedLines(_WrapperLine):
     """A run of allocations, launches and frees as one allocation, one launch, one deletion."""
 
-    def __init__(self, wrapper: Any, lines: Sequence[Any]) -> None:
-        self.wrapper = wrapper
+    def __init__(self, lines: Sequence[Any], constant: Callable[[str], str]) -> None:
         self.lines = lines
+        self.constant = constant
 
     def codegen(self, code: Any) -> None:
-        for line in _merged_text(self.wrapper, self.lines):
+        for line in program_lines.merged_text(self.lines, self.constant, LAUNCHER):
             code.writeline(line)
 
 
@@ -754,8 +754,10 @@ def _run_wrapper_passes(wrapper: Any, is_inference: bool) -> None:
         return
     prepare(wrapper)
     try:
-        _bind_operators(_root(wrapper), wrapper.lines)
-        wrapper.lines = _merge_lines(wrapper, wrapper.lines)
+        root = _root(wrapper)
+        _bind_operators(root, wrapper.lines)
+        merge = functools.partial(_merged, root)
+        wrapper.lines = program_lines.merge(wrapper.lines, merge, _bytes_of)
     except Exception as error:  # lines as they are, are right as well
         log.warning("lines of the graph's program are not merged: %s", error)
 
@@ -779,11 +781,6 @@ def _output_reference(wrapper: Any, buffer: Any) -> str:
 
 
 # ---------------------------------------------------------------------- lines of the program
-
-_ALLOCATION = re.compile(r"(\w+) = empty_strided_cpu\((\(.*\)), (\(.*\)), (torch\.\w+)\)")
-_REUSE = re.compile(r"(\w+) = (\w+|reinterpret_tensor\(.*\)); ?(?:del (\w+))?;? *(?:#.*)?")
-# Bytes: below, one call fewer is worth more than a buffer that lives a little longer.
-_BIG = 1 << 20
 
 
 def _bind_operators(root: Any, lines: Sequence[Any]) -> None:
@@ -843,145 +840,26 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.seen: list[tuple[Any, Any, Any]] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def _merge_lines(wrapper: Any, lines: Sequence[Any]) -> list[Any]:
-    """Runs of lines with at least two launches or allocations become one :class:`MergedLines`."""
-    merged: list[Any] = []
-    run: list[Any] = []
+def _merged(root: Any, lines: Sequence[Any]) -> MergedLines:
+    def constant(text: str) -> str:
+        """A module-level name of a constant expression."""
+        key = f"constant {text}"
+        if key not in root.src_to_kernel:
+            root.src_to_kernel[key] = f"torch_helion_spec{root.next_kernel_suffix()}"
+            root.header.writeline(f"{root.src_to_kernel[key]} = {text}")
+        return root.src_to_kernel[key]
 
-    def close() -> None:
-        while run and _is_comment(run[-1]):  # a trailing comment belongs to what follows
-            tail.insert(0, run.pop())
-        worth = sum(isinstance(x, LaunchLine | _wrapper.AllocateLine) for x in run)
-        launches = any(isinstance(x, LaunchLine) for x in run)
-        merged.extend([MergedLines(wrapper, tuple(run))] if launches and worth > 1 else run)
-        merged.extend(tail)
-        run.clear()
-        tail.clear()
-
-    tail: list[Any] = []
-    freed_much = False
-    for line in lines:
-        if isinstance(line, _wrapper.AllocateLine) and (freed_much or not _is_plain(line)):
-            close()
-            freed_much = False
-        if _may_merge(line):
-            run.append(line)
-            freed_much |= _frees_much(line)
-        else:
-            close()
-            merged.append(line)
-            freed_much = False
-    close()
-    return merged
+    return MergedLines(lines, constant)
 
 
-def _is_comment(line: Any) -> bool:
-    """Whether a line is for readers only."""
-    if isinstance(line, str):
-        return line.lstrip().startswith("#")
-    return type(line).__name__ in ("CommentLine", "LineContext")
-
-
-def _may_merge(line: Any) -> bool:
-    if isinstance(line, _wrapper.AllocateLine):
-        return _is_plain(line)
-    kinds = ("FreeLine", "FreeIfNotReusedLine", "ReuseLine", "NullLine")
-    return isinstance(line, LaunchLine) or type(line).__name__ in kinds or _is_comment(line)
-
-
-def _is_plain(line: Any) -> bool:
-    return not getattr(line, "comm_buffer", False) and line.node.get_device().type == "cpu"
-
-
-def _frees_much(line: Any) -> bool:
-    if type(line).__name__ not in ("FreeLine", "FreeIfNotReusedLine"):
-        return False
-    if getattr(line, "is_reused", False) or not isinstance(
-        getattr(line.node, "layout", None), ir.Layout
-    ):
-        return False
-    size = V.graph.sizevars.optimization_hint(line.node.get_numel(), fallback=_BIG)
-    return bool(size * line.node.get_dtype().itemsize >= _BIG)
-
-
-def _merged_text(wrapper: Any, lines: Sequence[Any]) -> list[Any]:
-    """Allocations, then aliases, then one launch, then one deletion.
-
-    Right because every name is defined once, launches keep their order, and the memory of a buffer
-    that is reused under a new name has both names until the end.
-    """
-    comments: list[Any] = []
-    allocations: list[tuple[str, str]] = []
-    aliases: list[str] = []
-    launches: list[LaunchLine] = []
-    deleted: list[str] = []
-    static = True
-    for line in lines:
-        if isinstance(line, LaunchLine):
-            launches.append(line)
-            continue
-        if _is_comment(line):
-            comments.append(getattr(line, "line", line))
-            continue
-        if isinstance(line, _wrapper.AllocateLine):
-            sizes = (*line.node.get_size(), *line.node.get_stride())
-            static = static and all(sympy.sympify(s).is_Integer for s in sizes)
-        for text in _texts_of(line):
-            if found := _ALLOCATION.fullmatch(text):
-                allocations.append((found[1], f"({found[2]}, {found[3]}, {found[4]})"))
-            elif found := _REUSE.fullmatch(text):
-                aliases.append(f"{found[1]} = {found[2]}")
-                deleted.extend([found[3]] if found[3] else [])
-            elif text.startswith("del "):
-                deleted.append(text.removeprefix("del "))
-            elif text:
-                raise exc.CaptureError(f"a line that cannot be merged: {text!r}")
-    result = [*comments, *_allocation_text(wrapper, allocations, static), *aliases]
-    result += _launch_text(launches)
-    return result + ([f"del {', '.join(deleted)}"] if deleted else [])
-
-
-def _allocation_text(wrapper: Any, buffers: list[tuple[str, str]], static: bool) -> list[str]:
-    if len(buffers) <= 1:
-        return [f"{name} = empty_strided_cpu{spec}" for name, spec in buffers]
-    names, specs = zip(*buffers, strict=True)
-    text = f"({', '.join(specs)})"
-    spec = _constant(_root(wrapper), text) if static else text
-    return [f"{', '.join(names)} = torch_helion_C.allocate({spec})"]
-
-
-def _launch_text(launches: list[LaunchLine]) -> list[str]:
-    if len(launches) == 1:
-        return [f"{launches[0].name}({', '.join(launches[0].arguments)})"]
-    words = [word for line in launches for word in (line.name, *line.arguments)]
-    return [f"{LAUNCHER}({', '.join(words)})"] if launches else []
-
-
-def _texts_of(line: Any) -> list[str]:
-    written: list[str] = []
-    line.codegen(_Lines(written))
-    return written
-
-
-class _Lines:
-    """As much of Inductor's text buffer as a line needs that writes itself."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self.writeline = lambda line: lines.append(str(line))
-
-
-def _constant(root: Any, text: str) -> str:
-    """A module-level name of a constant expression."""
-    known = root.src_to_kernel
-    key = f"constant {text}"
-    if key not in known:
-        known[key] = f"torch_helion_spec{root.next_kernel_suffix()}"
-        root.header.writeline(f"{known[key]} = {text}")
-    return known[key]
+def _bytes_of(node: Any) -> int:
+    """Size of a buffer, 0 where a node is none, a guess where the size is not known."""
+    if not isinstance(getattr(node, "layout", None), ir.Layout):
+        return 0
+    size = V.graph.sizevars.optimization_hint(node.get_numel(), fallback=program_lines.BIG)
+    return int(size) * node.get_dtype().itemsize

@@ -48,9 +48,13 @@ class KernelCall:
 
     def __call__(self, *args: Any) -> Any:
         if _are_fake(args):
-            results = tuple(_new_like(value) for value in self.output_values)
-            return results if self.many else results[0]
+            return self._inductor_lowering_output_metadata_fn(*args)
         return inductor_compat.lower_kernel(self, args)
+
+    def _inductor_lowering_output_metadata_fn(self, *unused: Any) -> Any:
+        """Fake results (the name is Inductor's: from torch 2.14 on it asks for them)."""
+        results = tuple(_new_like(value) for value in self.output_values)
+        return results if self.many else results[0]
 
 
 @dataclass(eq=False, repr=False)
@@ -76,6 +80,9 @@ class RandomCall:
             return _new_like(self.value)
         return inductor_compat.lower_random(self.function, args)
 
+    def _inductor_lowering_output_metadata_fn(self, *unused: Any) -> Any:
+        return _new_like(self.value)
+
 
 @dataclass(eq=False, repr=False)
 class PromiseCall:
@@ -96,6 +103,9 @@ class PromiseCall:
             return _new_like(self.value)
         return inductor_compat.lower_promise(self.value, x)
 
+    def _inductor_lowering_output_metadata_fn(self, *unused: Any) -> Any:
+        return _new_like(self.value)
+
 
 def _are_fake(args: Sequence[Any]) -> bool:
     """Whether a node is run to learn its shapes (inside a branch of control flow), not lowered."""
@@ -107,9 +117,7 @@ def _are_fake(args: Sequence[Any]) -> bool:
 
 
 def _new_like(value: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(
-        value.shape, value.stride(), dtype=value.dtype, device=value.device
-    )
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
 def promised_strides(x: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:

@@ -50,7 +50,7 @@ def _static(shape: Sequence[Any]) -> bool:
 
 
 def strides_of(node: fx.Node) -> tuple[Size, ...]:
-    """Host strides. Where a size might be 0, PyTorch writes Max(1, size): what it is then is idle."""
+    """Host strides. PyTorch writes Max(1, size) where a size might be 0: then nothing is read."""
     strides = node.meta["val"].stride()
     return tuple(s if type(s) is int else _without_max(host_size(s)) for s in strides)
 

@@ -1,13 +1,14 @@
 """A small instance of a region: few elements, the same program.
 
-What flows in: a region, its kernel, the lowering table. What flows out: an :class:`Instance`: concrete tensors
-for the kernel's arguments, values of its size arguments, and the region's operators evaluated with ATen on the
-same numbers. Used by :mod:`torch_helion.capture.check` only.
+What flows in: a region, its kernel, the lowering table. What flows out: an :class:`Instance`:
+concrete tensors for the kernel's arguments, values of its size arguments, and the region's
+operators evaluated with ATen on the same numbers. Used by :mod:`torch_helion.capture.check` only.
 
-The extents of a kernel's grid are arguments, so the kernel of a large graph can be run on a small one. Which
-dimensions may shrink together is what axis inference found (``axes.py``): each *atom* gets a small extent,
-unless something needs its real one (an axis that a slice, a gather or a concatenation changes; an extent that
-is a constant in the kernel). What the kernel's size arguments are then follows from the shapes of its buffers.
+The extents of a kernel's grid are arguments, so the kernel of a large graph can be run on a small
+one. Which dimensions may shrink together is what axis inference found (``axes.py``): each *atom*
+gets a small extent, unless something needs its real one (an axis that a slice, a gather or a
+concatenation changes; an extent that is a constant in the kernel). What the kernel's size arguments
+are then follows from the shapes of its buffers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import sympy
 import torch
 from torch import fx
 
-from torch_helion import exc
 from torch_helion.capture import axes
 from torch_helion.capture.node import new_random_numbers
 from torch_helion.capture.node_facts import Facts
@@ -101,7 +101,7 @@ class _Constant(Exception):
 def _kernel_sizes(
     made: Any, shapes: Mapping[fx.Node, tuple[int, ...]], small: Sizes
 ) -> tuple[int, ...]:
-    """The kernel's size arguments that give its buffers these shapes; the rest keep their values."""
+    """The size arguments that give the kernel's buffers these shapes; the rest keep their values."""
     known: dict[sympy.Symbol, int] = {}
     for symbol, host in zip(made.kernel.sizes, made.sizes, strict=True):
         if isinstance(host, sympy.Expr) and host.free_symbols <= set(small.symbols):
@@ -121,18 +121,19 @@ def _kernel_sizes(
         changed = False
         for node, places, expr in equations:
             value = math.prod(shapes[node][d] for d in places)
+            constant = expr.subs(dict.fromkeys(expr.free_symbols, 1))
             expr = expr.subs(known)
             free = list(expr.free_symbols)
             factor = expr.subs(dict.fromkeys(free, 1))
-            if not factor.is_Integer or factor == 0 and value:
+            if not (factor.is_Integer and constant.is_Integer) or (factor == 0 and value):
                 raise CannotShrink(f"{node}: an extent {expr}")
             if not free and expr != value:
-                raise _Constant(node, places, int(factor), f"{expr} in the kernel, not {value}")
+                raise _Constant(node, places, int(constant), f"{expr} in the kernel, not {value}")
             if len(free) == 1:
                 if expr != factor * free[0]:
                     raise CannotShrink(f"{node}: an extent {expr}")
                 if value % int(factor):
-                    raise _Constant(node, places, int(factor), f"{expr} cannot be {value}")
+                    raise _Constant(node, places, int(constant), f"{expr} cannot be {value}")
                 known[free[0]] = value // int(factor)
                 changed = True
     return tuple(
@@ -142,14 +143,14 @@ def _kernel_sizes(
 
 
 def _without_repeats(node: fx.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without dimensions along which the tensor repeats itself: a kernel does not see them."""
+    """The shape without dimensions along which the tensor repeats itself: kernels leave them out."""
     return tuple(n for n, d in zip(shape, _repeats(node), strict=True) if not d)
 
 
 def _repeats(node: fx.Node) -> list[bool]:
     value = node.meta["val"]
     return [
-        isinstance(s, int) and s == 0 or isinstance(n, int) and n == 1
+        (isinstance(s, int) and s == 0) or (isinstance(n, int) and n == 1)
         for n, s in zip(value.shape, value.stride(), strict=True)
     ]
 
@@ -238,7 +239,7 @@ class Program:
                 for a in self.space.atoms((node, path))
             }
             if self.facts.row(node).kind in ("view", "gather") and not _is_reshape(node):
-                # a dimension that is sliced, gathered, joined or made: its extent is in the arguments
+                # dimensions that are sliced, gathered, joined or made: extents are in the arguments
                 bound |= own ^ used if node.target is not aten.expand.default else used - own
         return bound
 
@@ -409,7 +410,7 @@ def _is_reshape(node: fx.Node) -> bool:
 def fill(
     instance: Instance, generator: torch.Generator, positive: bool, low: int, high: int
 ) -> tuple[list[torch.Tensor], dict[fx.Node, torch.Tensor]]:
-    """Random tensors for the kernel's arguments, and the same memory as the region's nodes see it."""
+    """Random tensors for the kernel's arguments, and the same memory as the nodes see it."""
     storages: dict[fx.Node, torch.Tensor] = {}
     arguments: list[torch.Tensor] = []
     nodes: dict[fx.Node, torch.Tensor] = {}
@@ -458,5 +459,3 @@ def _numbers(
     if positive:
         return (torch.rand((count,), generator=generator) + 0.5).to(dtype)
     return torch.randn((count,), generator=generator).to(dtype)
-
-
