@@ -1,1 +1,1 @@
-"""The compiler backend: FX graphs to kernels hosted by Inductor. Floor 7: imports everything below."""
+"""The backend: FX graphs to kernels, hosted by Inductor. Floor 7: imports everything below."""

@@ -89,6 +89,8 @@ class Emitter:
         self.tensors: list[fx.Node] = []
         self.phase = Phase(0, {}, {})
         self.partials: dict[fx.Node, tuple[Buffer, str, dict[str, Any]]] = {}
+        self._tiles: Axis
+        """Of phase 2: the tiles of the axis that was folded."""
         self._buffers: dict[Any, Buffer] = {}
         self._lonely: set[sympy.Symbol] = set()
 
@@ -514,8 +516,7 @@ class Emitter:
             if self.trace.atoms[last] in self.template.kept:
                 grid.append(self.b.axis(f"o{len(grid)}", axis.size))
                 self.phase.axes[last] = grid[-1]
-        tiles = next(iter(self.partials.values()))[0].shape[0]
-        self.tiles = self.b.axis("t", tiles, "full")
+        self._tiles = self.b.axis("t", next(iter(self.partials.values()))[0].shape[0], "full")
         with self.b.grid(*grid):
             for node, instance in stores.items():
                 if node in second:
@@ -525,8 +526,8 @@ class Emitter:
         call = instance.node
         buffer, fn, options = self.partials[call]
         kept = [Affine.of(a) for a in self.phase.axes.values()]
-        parts = self.b.load(buffer, [Affine.of(self.tiles), *kept])
-        total = self.b.reduce(fn, parts, [self.tiles], hint="total")
+        parts = self.b.load(buffer, [Affine.of(self._tiles), *kept])
+        total = self.b.reduce(fn, parts, [self._tiles], hint="total")
         cx = self.context(instance)
         folded = self.trace.space.leaves(self.trace.space.folded[call])
         count = self.final(product(self.trace.size(a) for a in folded))

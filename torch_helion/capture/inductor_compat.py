@@ -159,6 +159,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 def compile_inner(gm: GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
     """One forward, backward or inference graph, hosted."""
+    if "get_decomp_fn" in kwargs:  # a part of the cache key, which our table's functions cannot be
+        kwargs["get_decomp_fn"] = _internal(".decomposition:select_decomp_table")
     with _without_pattern_tables(), hosted(), _constants_allowed(inputs):
         return _compile_fx.compile_fx_inner(gm, inputs, **kwargs)
 

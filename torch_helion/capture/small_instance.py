@@ -101,7 +101,7 @@ class _Constant(Exception):
 def _kernel_sizes(
     made: Any, shapes: Mapping[fx.Node, tuple[int, ...]], small: Sizes
 ) -> tuple[int, ...]:
-    """The size arguments that give the kernel's buffers these shapes; the rest keep their values."""
+    """The size arguments that give the kernel's buffers these shapes; others keep their values."""
     known: dict[sympy.Symbol, int] = {}
     for symbol, host in zip(made.kernel.sizes, made.sizes, strict=True):
         if isinstance(host, sympy.Expr) and host.free_symbols <= set(small.symbols):
@@ -143,7 +143,7 @@ def _kernel_sizes(
 
 
 def _without_repeats(node: fx.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without dimensions along which the tensor repeats itself: kernels leave them out."""
+    """The shape without dimensions along which the tensor repeats: kernels leave them out."""
     return tuple(n for n, d in zip(shape, _repeats(node), strict=True) if not d)
 
 

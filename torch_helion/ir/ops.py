@@ -78,7 +78,7 @@ OP_KINDS: dict[str, OpKind] = {
         OpKind("sort", "attrs axis, descending, k (top-k) ; results values, indices"),
         OpKind(
             "assert",
-            "operand: bool; attr status: a false lane ends the kernel with it (1 index, 2 division)",
+            "operand: bool; attr status (1 index, 2 division): false lanes end the kernel with it",
             pure=False,
         ),
         OpKind("barrier", "grid loops before it have finished everywhere", pure=False),

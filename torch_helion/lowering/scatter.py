@@ -45,7 +45,7 @@ def _require_one_a_row(cx: Context, shape: Any, at: Any, dim: int) -> None:
         if d == dim:
             if not (isinstance(part, int) and part == 1):
                 raise cx.refuse("several elements of a row are written")
-        elif not (whole == part):
+        elif whole != part:
             raise cx.refuse("the index does not cover the other dimensions")
 
 

@@ -66,7 +66,7 @@ class PhaseEmitter:
         self.begin: dict[str, str] = {}  # first index of a block axis's tile
         self.piece: Piece | None = None
         self.filled: set[Value] = set()  # arrays whose sweep is complete
-        self.accumulators: dict[Op, reductions.Accumulator] = {}
+        self.accumulators: dict[Op, reductions.Accumulator | reductions.ArgAccumulator] = {}
         self.layout = memory.ScratchLayout(self)
 
     # -- lines

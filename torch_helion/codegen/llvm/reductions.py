@@ -327,6 +327,9 @@ class ArgAccumulator:
             em, torch.int64, width, wins, j, i
         )
 
+    def flush(self) -> None:
+        """Nothing: positions do not lose precision."""
+
     def finish(self) -> None:
         em, value = self.em, self.op.result
         if self.axes is not None:
