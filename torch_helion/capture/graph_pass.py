@@ -245,6 +245,8 @@ class Plan:
 def plan_region(region: Any, stages: Stages) -> Plan:
     """Make and check a region's kernel; raises if that fails. The graph is not changed."""
     nodes = tuple(region.nodes)
+    if not nodes:
+        raise exc.CaptureError("a region without nodes")
     _staying(nodes, region.outputs)
     made = stages.region_to_kernel(region, stages.lowerings)
     call, inputs, outputs = _kernel_call(region, made)
@@ -305,32 +307,21 @@ def _staying(nodes: Sequence[Node], outputs: Sequence[Node]) -> set[Node]:
     return staying
 
 
-def _require_convex(graph: Graph, nodes: Sequence[Node], staying: set[Node]) -> None:
-    """No path leads out of the region and back into it: else one call cannot stand for it.
-
-    Constants that stay in the graph are computed by the call as well: no path begins at them.
-    """
-    again: set[Node] = set()
-    region = set(nodes)
-    for node in nodes:
-        if node in staying and all(s in again for s in node.all_input_nodes if s in region):
-            again.add(node)
-    inside = region - again
-    if not inside:
-        raise exc.CaptureError("a region without nodes")
-    waiting, tainted = set(inside), set()
-    for node in graph.nodes:
+def _require_convex(in_order: Sequence[Node]) -> None:
+    """No path leads out of the region and back into it: else one call cannot stand for it."""
+    inside = set(in_order)
+    tainted: set[Node] = set()
+    node = in_order[0]
+    while True:
+        depends = any(source in tainted for source in node.all_input_nodes)
         if node in inside:
-            if any(source in tainted for source in node.all_input_nodes):
+            if depends:
                 raise exc.CaptureError(f"a path leaves the region and comes back at {node}")
-            waiting.discard(node)
-            if not waiting:
-                return
-        elif len(waiting) < len(inside) and any(
-            source in inside or source in tainted for source in node.all_input_nodes
-        ):
+        elif depends or any(source in inside for source in node.all_input_nodes):
             tainted.add(node)
-    raise exc.CaptureError(f"{next(iter(waiting))} is not in this graph")
+        if node is in_order[-1]:
+            return
+        node = node.next
 
 
 def place(graph: Graph, plan: Plan, replaced: dict[Node, Node]) -> None:
