@@ -174,7 +174,9 @@ def build(call: Call, cut: dict[int, int] | None = None) -> Built:
     specs: list[TensorSpec | None] = []
     loads = []
     for i, (name, value) in enumerate(_named_arguments(call)):
-        unread = row.kind == "creation" and "tri" not in str(call.overload)
+        unread = row.kind == "creation" and not any(
+            n in str(call.overload) for n in ("tri", "scatter")
+        )
         if not isinstance(value, torch.Tensor) or unread:
             loads.append((name, value))
             specs.append(None)

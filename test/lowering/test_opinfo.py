@@ -69,6 +69,7 @@ REFUSED = {
     "aten.linspace.default": "integer ranges",
     "aten.hardtanh.default": "fractional bounds of integers",
     "aten.native_group_norm.default": "channels that do not stand as (group, channel)",
+    "aten.scatter": "more than one element of a row, or part of the rows",
     "aten.native_layer_norm_backward.default": "the weight's gradient is a sum over blocks",
 }
 

@@ -156,7 +156,6 @@ class Builder:
             raise exc.VerifierError(
                 f"store of {value.type} into {buffer.dtype} buffer {buffer.name}"
             )
-        value = self.expand(value, [self._axes[n] for n in self._index_axes(index)])
         operands = [value, *gathered, *([mask] if mask is not None else [])]
         attrs = {
             "buffer": buffer.name,
