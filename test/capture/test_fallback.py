@@ -226,6 +226,22 @@ def test_a_host_that_lacks_something(
     assert "no such thing in this version" in caplog.text
 
 
+def test_graphs_on_other_devices_are_the_hosts() -> None:
+    from torch_helion.capture import options
+
+    graph = torch.fx.symbolic_trace(lambda x: x + 1)
+    names = [[n for n, _ in hosting._rungs(graph, [x], options.read())] for x in
+             (torch.ones(2), torch.ones(2, device="meta"))]  # fmt: skip
+    assert names == [["hosted", "plain Inductor", "eager"], ["plain Inductor", "eager"]]
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_modes_run(mode: str) -> None:
+    with settings.patch(strict=True), _testing.recorded_graphs() as graphs:
+        run(lambda x: torch.exp(x @ x.t()) + 1, mode=mode)
+    assert graphs[0].regions
+
+
 def test_lite_mode_is_the_hosts(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "torch_helion.capture"):
         run(mode="lite")

@@ -307,19 +307,30 @@ def _staying(nodes: Sequence[Node], outputs: Sequence[Node]) -> set[Node]:
     return staying
 
 
-def _require_convex(in_order: Sequence[Node]) -> None:
-    """No path leads out of the region and back into it: else one call cannot stand for it."""
-    inside = set(in_order)
+def _require_convex(in_order: Sequence[Node], staying: set[Node]) -> None:
+    """No path leads out of the region and back into it: else one call cannot stand for it.
+
+    Constants that stay in the graph are computed by the call as well: no path begins at them.
+    """
+    again: set[Node] = set()
+    region = set(in_order)
+    for node in in_order:
+        if node in staying and all(s in again for s in node.all_input_nodes if s in region):
+            again.add(node)
+    inside = region - again
+    if not inside:
+        raise exc.CaptureError("a region without nodes")
     tainted: set[Node] = set()
-    node = in_order[0]
+    node, last = in_order[0], in_order[-1]
     while True:
-        depends = any(source in tainted for source in node.all_input_nodes)
+        sources = node.all_input_nodes
+        depends = any(source in tainted for source in sources)
         if node in inside:
             if depends:
                 raise exc.CaptureError(f"a path leaves the region and comes back at {node}")
-        elif depends or any(source in inside for source in node.all_input_nodes):
+        elif depends or any(source in inside for source in sources):
             tainted.add(node)
-        if node is in_order[-1]:
+        if node is last:
             return
         node = node.next
 
@@ -331,10 +342,9 @@ def place(graph: Graph, plan: Plan, replaced: dict[Node, Node]) -> None:
     ``replaced`` says what stands for the outputs of regions placed before, and is added to.
     """
     staying = _staying(plan.nodes, plan.outputs)
-    _require_convex(graph, plan.nodes, staying)
-    inside = set(plan.nodes)
-    in_order = [node for node in graph.nodes if node in inside]
-    between = _nodes_between(in_order[0], in_order[-1], inside - staying)
+    in_order = sorted(plan.nodes)  # nodes compare by their place in the graph
+    _require_convex(in_order, staying)
+    between = _nodes_between(in_order[0], in_order[-1], set(in_order) - staying)
     inputs = tuple(replaced.get(node, node) for node in plan.inputs)
     with graph.inserting_after(in_order[-1]):
         new = graph.call_function(plan.call, inputs)  # type: ignore[arg-type]

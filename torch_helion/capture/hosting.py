@@ -76,7 +76,11 @@ def _rungs(
 ) -> list[tuple[str, Callable[[], Any]]]:
     saved = _copy_of(gm)  # Inductor changes the graph that it is given
     rungs: list[tuple[str, Callable[[], Any]]] = []
-    if inductor.unavailable is not None:
+    guards = inductor.known_options(host_faults.options())
+    if devices := sorted({x.device.type for x in inputs if isinstance(x, torch.Tensor)} - {"cpu"}):
+        log.info("kernels are made for CPUs, this graph is on %s", ", ".join(devices))
+        guards = {}
+    elif inductor.unavailable is not None:
         _logging.warn_once(log, "unavailable", "plain Inductor is used: %s", inductor.unavailable)
     elif request.mode == "lite":
         log.info("mode 'lite' has no graph passes: no kernels are sought")
@@ -85,12 +89,11 @@ def _rungs(
             inductor.compile_hosted, gm, inputs, hosting_options(request), InnerCompiler(request)
         )
         rungs.append(("hosted", hosted))
-    plain = functools.partial(_compile_plain, saved, inputs, request)
+    plain = functools.partial(_compile_plain, saved, inputs, {**guards, **request.host})
     return [*rungs, ("plain Inductor", plain), ("eager", lambda: saved.forward)]
 
 
-def _compile_plain(saved: GraphModule, inputs: Sequence[Any], request: Request) -> Any:
-    options = {**inductor.known_options(host_faults.options()), **request.host}
+def _compile_plain(saved: GraphModule, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
     return inductor.compile_plain(_copy_of(saved), inputs, options)
 
 
@@ -123,6 +126,7 @@ class InnerCompiler:
         saved = _copy_of(gm)
         rungs: list[tuple[str, Callable[[], Any]]] = []
         wrapper = next((name for name in _WITHOUT_OUR_NODES if kwargs.get(name)), None)
+        wrapper = wrapper or _other_device(gm)
         if wrapper is not None:
             log.info("%s: no kernels are placed in a program with %s", what, wrapper)
         else:
@@ -183,6 +187,15 @@ def _reason(error: BaseException) -> str:
     inner = getattr(error, "inner_exception", None) or error
     lines = str(inner).strip().splitlines()
     return f"{type(inner).__name__}: {lines[0] if lines else ''}"[:_LONGEST_REASON]
+
+
+def _other_device(gm: GraphModule) -> str | None:
+    """A device that is no CPU on which the graph makes a tensor."""
+    for node in gm.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+            return f"tensors on {value.device.type}"
+    return None
 
 
 # Operators whose graphs Inductor lowers as it lowers the whole: our nodes may stand in them.

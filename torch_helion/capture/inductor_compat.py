@@ -804,25 +804,41 @@ def _bind_operators(root: Any, lines: Sequence[Any]) -> None:
 def _function_of(node: Any) -> str | None:
     """The function of ``torch`` that makes exactly this call, if there is one.
 
-    Overloads are resolved by the arguments: that it is the same operator with the same arguments is
-    found by trying it on fake tensors.
+    Overloads are resolved by the types of the arguments: that it is the same operator with the same
+    arguments is found by trying it on fake tensors, once for these types.
     """
     op = node.op_overload
-    function = getattr(torch._C._VariableFunctions, op._opname, None)
-    if function is None or op._schema.is_mutable:
+    if not hasattr(torch._C._VariableFunctions, op._opname) or op._schema.is_mutable:
         return None
+    call = node.unflatten_args(["tensor"] * len(node.inputs), _types(node.constant_args))
+    key = f"{op} {call}"
+    if key not in _same_operator:
+        _same_operator[key] = _reaches(op, node)
+    return f"torch._C._VariableFunctions.{op._opname}" if _same_operator[key] else None
+
+
+_same_operator: dict[str, bool] = {}
+
+
+def _types(values: Any) -> Any:
+    if isinstance(values, list | tuple):
+        return [_types(value) for value in values]
+    return type(values).__name__
+
+
+def _reaches(op: Any, node: Any) -> bool:
+    function = getattr(torch._C._VariableFunctions, op._opname)
     try:
         tensors = [ir.ir_node_to_tensor(x) for x in node.inputs]
         args, kwargs = node.unflatten_args(tensors, node.constant_args)
         with V.fake_mode, _Recorder() as calls:
             function(*args, **kwargs)
     except Exception:  # an argument that the function does not take in this form
-        return None
+        return False
     if len(calls.seen) != 1:
-        return None
+        return False
     seen, seen_args, seen_kwargs = calls.seen[0]
-    same = seen is op and _same(seen_args, args) and _same(seen_kwargs, kwargs)
-    return f"torch._C._VariableFunctions.{op._opname}" if same else None
+    return bool(seen is op and _same(seen_args, args) and _same(seen_kwargs, kwargs))
 
 
 def _same(a: Any, b: Any) -> bool:

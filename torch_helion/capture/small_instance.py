@@ -31,8 +31,14 @@ from torch_helion.lowering import view as view_rules
 
 aten = torch.ops.aten
 
-INNER = 83  # more than a vector, and no multiple of one
-OUTER = (3, 5, 4)
+# Extents of an output's innermost dimension (more than a vector, no multiple of one) and of the
+# others in turn.
+EXTENTS = (83, (3, 5, 4))
+FEWER = (37, (2,))
+# ATen runs operators on so many elements in the calling thread alone: on a busy machine, waiting
+# for other threads would cost more than the whole check.
+SERIAL = 1 << 15
+_COMPARABLE = 200_000  # elements
 _ATTEMPTS = 12
 
 
@@ -58,6 +64,7 @@ class Instance:
     """values of the kernel's size arguments"""
     shapes: dict[fx.Node, tuple[int, ...]]
     """of the kernel's tensors"""
+    strides: dict[fx.Node, tuple[int, ...]]
     buffers: list[tuple[tuple[int, ...], tuple[int, ...]]]
     """size and strides of each of the kernel's tensor arguments"""
     program: Program
@@ -69,21 +76,28 @@ def make(region: Any, made: Any, lowerings: Any, real: bool = False) -> Instance
     """The smallest instance that the kernel allows; with ``real`` sizes, the one of the graph."""
     program = Program(region, lowerings)
     fixed = set(program.atoms()) if real else program.bound_atoms()
+    extents = EXTENTS
     for _ in range(_ATTEMPTS):
-        small = program.choose(fixed)
+        small = program.choose(fixed, *extents)
         shapes = {node: program.shape(node, small) for node in made.tensors}
         try:
-            sizes = _kernel_sizes(made, shapes, small)
-            buffers = _buffer_layouts(made, sizes, shapes)
+            sizes = _kernel_sizes(made, program, shapes, small)
         except _Constant as conflict:
             more = program.constant_atoms(conflict) - fixed
             if not more:
                 raise CannotShrink(f"{conflict.node}: {conflict}") from None
             fixed |= more
             continue
+        if not real and extents is EXTENTS and max(map(math.prod, shapes.values())) > SERIAL:
+            extents = FEWER
+            continue
         program.use(small)
+        strides = {node: program.strides(node, shape) for node, shape in shapes.items()}
+        buffers = _layouts(made, sizes)
+        for node, layout in zip(made.tensors, buffers, strict=True):
+            _require_same_memory(node, (shapes[node], strides[node]), layout)
         elements = sum(math.prod(program.shape(n, small)) for n in program.computed())
-        return Instance(region, made, sizes, shapes, buffers, program, elements)
+        return Instance(region, made, sizes, shapes, strides, buffers, program, elements)
     raise CannotShrink("no consistent sizes were found")
 
 
@@ -99,23 +113,25 @@ class _Constant(Exception):
 
 
 def _kernel_sizes(
-    made: Any, shapes: Mapping[fx.Node, tuple[int, ...]], small: Sizes
+    made: Any, program: Program, shapes: Mapping[fx.Node, tuple[int, ...]], small: Sizes
 ) -> tuple[int, ...]:
     """The size arguments that give the kernel's buffers these shapes; others keep their values."""
     known: dict[sympy.Symbol, int] = {}
     for symbol, host in zip(made.kernel.sizes, made.sizes, strict=True):
         if isinstance(host, sympy.Expr) and host.free_symbols <= set(small.symbols):
             known[symbol] = int(host.subs(small.symbols))
+    real = tuple(
+        made.hints.get(s, 1) if isinstance(v, sympy.Expr) else int(v)
+        for s, v in zip(made.kernel.sizes, made.sizes, strict=True)
+    )
     equations: list[tuple[fx.Node, list[int], sympy.Expr]] = []
-    for buffer, node in zip(made.kernel.arguments, made.tensors, strict=True):
-        exprs = [sympy.sympify(e) for e in buffer.shape]
-        places = list(range(len(shapes[node])))
-        if len(exprs) != len(places):
-            places = [d for d, repeated in enumerate(_repeats(node)) if not repeated]
-        if len(exprs) == len(places):
-            equations += [(node, [d], e) for d, e in zip(places, exprs, strict=True)]
-        else:
-            equations.append((node, places, sympy.Mul(*exprs)))
+    layouts = zip(made.kernel.arguments, made.tensors, _layouts(made, real), strict=True)
+    for buffer, node, layout in layouts:
+        groups = _groups(layout, program.real_shape(node), program.real_strides(node))
+        if groups is None:
+            raise CannotShrink(f"{node}: the kernel sees {layout}")
+        exprs = map(sympy.sympify, buffer.shape)
+        equations += [(node, places, e) for places, e in zip(groups, exprs, strict=True)]
     changed = True
     while changed:
         changed = False
@@ -136,41 +152,66 @@ def _kernel_sizes(
                     raise _Constant(node, places, int(constant), f"{expr} cannot be {value}")
                 known[free[0]] = value // int(factor)
                 changed = True
-    return tuple(
-        known.get(s, made.hints.get(s, 1) if isinstance(v, sympy.Expr) else int(v))
-        for s, v in zip(made.kernel.sizes, made.sizes, strict=True)
-    )
+    return tuple(known.get(s, value) for s, value in zip(made.kernel.sizes, real, strict=True))
 
 
-def _without_repeats(node: fx.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without dimensions along which the tensor repeats: kernels leave them out."""
-    return tuple(n for n, d in zip(shape, _repeats(node), strict=True) if not d)
+Layout = tuple[tuple[int, ...], tuple[int, ...]]
+"""Sizes and strides."""
 
 
-def _repeats(node: fx.Node) -> list[bool]:
-    value = node.meta["val"]
-    return [
-        (isinstance(s, int) and s == 0) or (isinstance(n, int) and n == 1)
-        for n, s in zip(value.shape, value.stride(), strict=True)
-    ]
-
-
-def _buffer_layouts(
-    made: Any, sizes: tuple[int, ...], shapes: Mapping[fx.Node, tuple[int, ...]]
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Concrete sizes and strides of the buffers, checked against the shapes of their nodes."""
+def _layouts(made: Any, sizes: tuple[int, ...]) -> list[Layout]:
+    """The buffers of the kernel with these size arguments."""
     values = dict(zip(made.kernel.sizes, sizes, strict=True))
     found = []
-    for buffer, node in zip(made.kernel.arguments, made.tensors, strict=True):
+    for buffer in made.kernel.arguments:
         shape = tuple(int(sympy.sympify(e).subs(values)) for e in buffer.shape)
         strides = tuple(int(sympy.sympify(e).subs(values)) for e in buffer.strides)
-        want = shapes[node]
-        if math.prod(shape) not in (math.prod(want), math.prod(_without_repeats(node, want))):
-            raise CannotShrink(f"{node}: a buffer of {shape} for a tensor of {want}")
         if any(s < 0 for s in strides):
             raise CannotShrink(f"{buffer.name}: negative strides")
         found.append((shape, strides))
     return found
+
+
+def _groups(
+    buffer: Layout, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> list[list[int]] | None:
+    """Which of a tensor's dimensions each dimension of a kernel's buffer runs over, by strides.
+
+    A kernel may see a tensor with fewer dimensions, and in another order, than the graph does.
+    """
+    free = {d for d, (n, s) in enumerate(zip(shape, strides, strict=True)) if n > 1 and s > 0}
+    groups: list[list[int]] = []
+    for extent, stride in zip(*buffer, strict=True):
+        group: list[int] = []
+        covered = 1
+        while covered < extent:
+            outer = [d for d in free if strides[d] == stride * covered]
+            if not outer:
+                return None
+            group.insert(0, outer[0])
+            free.discard(outer[0])
+            covered *= shape[outer[0]]
+        if covered != extent and extent != 0:
+            return None
+        groups.append(group)
+    return groups
+
+
+def _require_same_memory(node: fx.Node, tensor: Layout, buffer: Layout) -> None:
+    """The tensor of the graph and the buffer of the kernel are the same elements."""
+    if max(math.prod(tensor[0]), math.prod(buffer[0])) > _COMPARABLE:
+        return
+    span = max(_span(*tensor), _span(*buffer))
+    if not torch.equal(_marked(tensor, span), _marked(buffer, span)):
+        raise CannotShrink(f"{node}: {tensor} in the graph, {buffer} in the kernel")
+
+
+def _marked(layout: Layout, span: int) -> torch.Tensor:
+    """Which elements of a memory a layout reaches."""
+    marks = torch.zeros(span, dtype=torch.bool)
+    if math.prod(layout[0]):
+        marks.as_strided(*layout).fill_(True)
+    return marks
 
 
 # ---------------------------------------------------------------------- the region's own program
@@ -241,9 +282,12 @@ class Program:
             if self.facts.row(node).kind in ("view", "gather") and not _is_reshape(node):
                 # dimensions that are sliced, gathered, joined or made: extents are in the arguments
                 bound |= own ^ used if node.target is not aten.expand.default else used - own
+            if node.target in (aten.select_scatter.default, aten.slice_scatter.default):
+                dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+                bound |= set(self.space.of(node)[dim])  # type: ignore[index]
         return bound
 
-    def choose(self, fixed: set[int]) -> Sizes:
+    def choose(self, fixed: set[int], innermost: int, others: Sequence[int]) -> Sizes:
         """A small extent for every atom that is not fixed."""
         inner = {dims[-1][-1] for dims in self._output_dims() if dims and dims[-1]}
         small = Sizes({}, {})
@@ -252,7 +296,7 @@ class Program:
         free = 0
         for atom in sorted(self.atoms()):
             extent = self.space.extents[atom]
-            wanted = INNER if atom in inner else OUTER[free % len(OUTER)]
+            wanted = innermost if atom in inner else others[free % len(others)]
             if isinstance(extent, sympy.Symbol) and extent not in small.symbols:
                 small.symbols[extent] = wanted
                 free += 1
@@ -294,6 +338,25 @@ class Program:
         if any(n is None for n in shape):
             raise CannotShrink(f"{node}: no number for its shape")
         return tuple(n for n in shape if n is not None)
+
+    def real_strides(self, node: fx.Node) -> tuple[int, ...]:
+        strides = [hint_of(host_size(s), self.hints) for s in node.meta["val"].stride()]
+        if any(s is None for s in strides):
+            raise CannotShrink(f"{node}: no number for its strides")
+        return tuple(s for s in strides if s is not None)
+
+    def strides(self, node: fx.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Strides for a small shape: dimensions that follow each other densely still do."""
+        real_shape, real = self.real_shape(node), self.real_strides(node)
+        strides = list(real)
+        inner: int | None = None
+        for d in sorted(range(len(real)), key=lambda d: (real[d], real_shape[d])):
+            if real[d] == 0 or real_shape[d] == 1:
+                continue
+            if inner is not None and real[d] == real[inner] * real_shape[inner]:
+                strides[d] = strides[inner] * shape[inner]
+            inner = d
+        return tuple(strides)
 
     def use(self, small: Sizes) -> None:
         self.small = small
@@ -412,33 +475,19 @@ def fill(
 ) -> tuple[list[torch.Tensor], dict[fx.Node, torch.Tensor]]:
     """Random tensors for the kernel's arguments, and the same memory as the nodes see it."""
     storages: dict[fx.Node, torch.Tensor] = {}
-    arguments: list[torch.Tensor] = []
-    nodes: dict[fx.Node, torch.Tensor] = {}
-    layouts = list(zip(instance.made.tensors, instance.buffers, strict=True))
-    for node, (shape, strides) in layouts:
-        need = _span(shape, strides)
-        storages[node] = torch.empty(0) if node not in storages else storages[node]
-        if storages[node].numel() < need or need == 0:
-            storages[node] = _numbers(node, need, generator, positive, low, high)
-    for node, (shape, strides) in layouts:
-        tensor = storages[node].as_strided(shape, strides)
-        arguments.append(tensor)
-        if node not in nodes:
-            nodes[node] = as_node(node, tensor, instance.shapes[node])
+    spans: dict[fx.Node, int] = {}
+    for node, layout in zip(instance.made.tensors, instance.buffers, strict=True):
+        own = _span(instance.shapes[node], instance.strides[node])
+        spans[node] = max(spans.get(node, 0), own, _span(*layout))
+    for node, span in spans.items():
+        storages[node] = _numbers(node, span, generator, positive, low, high)
+    layouts = zip(instance.made.tensors, instance.buffers, strict=True)
+    arguments = [storages[node].as_strided(*layout) for node, layout in layouts]
+    nodes = {
+        node: storage.as_strided(instance.shapes[node], instance.strides[node])
+        for node, storage in storages.items()
+    }
     return arguments, nodes
-
-
-def as_node(node: fx.Node, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """A buffer of the kernel as the graph sees it."""
-    if tensor.numel() == math.prod(shape):
-        if tensor.is_contiguous():
-            return tensor.view(shape)
-        return tensor if tuple(tensor.shape) == shape else tensor.reshape(shape)
-    tensor = tensor.reshape(_without_repeats(node, shape))
-    for d, repeated in enumerate(_repeats(node)):
-        if repeated:
-            tensor = tensor.unsqueeze(d)
-    return tensor.expand(shape)
 
 
 def _span(shape: Iterable[int], strides: Iterable[int]) -> int:
