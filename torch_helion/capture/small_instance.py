@@ -76,7 +76,7 @@ def make(region: Any, made: Any, lowerings: Any, real: bool = False) -> Instance
     """The smallest instance that the kernel allows; with ``real`` sizes, the one of the graph."""
     program = Program(region, lowerings)
     fixed = set(program.atoms()) if real else program.bound_atoms()
-    extents = EXTENTS
+    extents: tuple[int, tuple[int, ...]] = EXTENTS
     for _ in range(_ATTEMPTS):
         small = program.choose(fixed, *extents)
         shapes = {node: program.shape(node, small) for node in made.tensors}
