@@ -33,8 +33,8 @@ aten = torch.ops.aten
 
 # Extents of an output's innermost dimension (more than a vector, no multiple of one) and of the
 # others in turn.
-EXTENTS = (83, (3, 5, 4))
-FEWER = (37, (2,))
+EXTENTS: tuple[int, tuple[int, ...]] = (83, (3, 5, 4))
+FEWER: tuple[int, tuple[int, ...]] = (37, (2,))
 # ATen runs operators on so many elements in the calling thread alone: on a busy machine, waiting
 # for other threads would cost more than the whole check.
 SERIAL = 1 << 15
