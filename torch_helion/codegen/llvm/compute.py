@@ -312,7 +312,7 @@ def _fmod(em: PhaseEmitter, dtype: torch.dtype, width: int, a: str, b: str) -> s
 
 def _ipow(em: PhaseEmitter, dtype: torch.dtype, width: int, a: str, b: str) -> str:
     """Integer power by squaring, wrapping; a negative exponent gives 1, -1 or 0, as in ATen."""
-    type, flags = register_type(dtype, width), register_type(torch.bool, width)
+    type = register_type(dtype, width)
 
     def const(value: int) -> str:
         return number(value, dtype, width)
@@ -335,7 +335,6 @@ def _ipow(em: PhaseEmitter, dtype: torch.dtype, width: int, a: str, b: str) -> s
     special = select(
         em, dtype, width, is_one, const(1), select(em, dtype, width, is_minus, sign, const(0))
     )
-    del flags
     return select(em, dtype, width, negative, special, result)
 
 
@@ -513,7 +512,7 @@ def convert(
         return convert(em, _from_bits(em, name, source, width), torch.float32, target, width)
     if is_bits_only(target):
         if source is torch.float64 or not source.is_floating_point:
-            name = _to_float32_sticky(em, name, source, width)
+            name = convert(em, name, source, torch.float32, width)  # PyTorch rounds twice, too
         return _to_bits(em, name, target, width)
     if target is torch.bool:
         zero = number(0, source, width)
@@ -547,11 +546,6 @@ def load_array(em: PhaseEmitter, value: Value, scope: Scope) -> Reg:
         value.type.dtype,
         scope,
     )
-
-
-def _to_float32_sticky(em: PhaseEmitter, name: str, source: torch.dtype, width: int) -> str:
-    """To float32 as PyTorch does on the way to a half type: through a float32 rounding."""
-    return convert(em, name, source, torch.float32, width)
 
 
 def _float_to_int(
