@@ -307,3 +307,42 @@ def test_units_find_paths_through_joined_parts() -> None:
     units.join([c, d])
     assert units.would_cycle(first, last)
     assert not units.would_cycle(first, units.join([c]))
+
+
+# -- constants that several regions compute ---------------------------------------------------
+
+
+def positions(x: torch.Tensor) -> torch.Tensor:
+    return (torch.arange(x.size(-1)) + 2).unsqueeze(0) + 1
+
+
+def test_a_constant_may_be_an_output_here_and_a_part_there() -> None:
+    def fn(x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        at = positions(x)
+        return at, table[at % 4], (x * at).softmax(-1)
+
+    (outcome,) = check_compiled(fn, torch.randn(3, 8), torch.randn(8, 4))
+    first, second = outcome.regions
+    assert set(names(first.outputs)) & set(names(second.nodes))
+
+
+def test_a_region_that_takes_a_constant_along_stands_once() -> None:
+    def fn(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        at = positions(x)
+        return torch.cumsum(at, -1), (x * at).softmax(-1) @ w, x.sum(0) * at
+
+    (outcome,) = check_compiled(fn, torch.randn(3, 8), torch.randn(8, 4))
+    outputs = [name for r in outcome.regions for name in names(r.outputs)]
+    assert len(outputs) == len(set(outputs))
+
+
+def test_shared_constants_compile_as_a_whole() -> None:
+    def fn(x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        at = positions(x)
+        y = (x * at).softmax(-1) @ table
+        return at, torch.cumsum(at, -1), table[at % 4], y.sum(1)[:, None] * at
+
+    args = torch.randn(3, 8), torch.randn(8, 4)
+    got = torch.compile(fn, backend="helion")(*args)
+    for a, b in zip(got, fn(*args), strict=True):
+        torch.testing.assert_close(a, b)

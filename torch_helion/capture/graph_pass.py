@@ -185,11 +185,11 @@ class HelionPass(inductor.GraphPass):
         for region in regions:  # every region is read before the graph changes
             with self._region_may_fail(region, record):
                 plans.append(plan_region(region, stages))
-        replaced: dict[Node, Node] = {}
+        placed = Placed()
         covered: set[Node] = set()
         for plan in plans:
             with self._region_may_fail(plan.region, record):
-                place(graph, plan, replaced)
+                place(graph, plan, placed)
                 record.regions.append(plan.taken)
                 covered.update(node for node in plan.nodes if node in eligible)
         fold_copies(graph)
@@ -321,8 +321,7 @@ def _require_convex(in_order: Sequence[Node], staying: set[Node]) -> None:
     if not inside:
         raise exc.CaptureError("a region without nodes")
     tainted: set[Node] = set()
-    node, last = in_order[0], in_order[-1]
-    while True:
+    for node in _nodes_between(in_order[0], in_order[-1]):
         sources = node.all_input_nodes
         depends = any(source in tainted for source in sources)
         if node in inside:
@@ -330,22 +329,29 @@ def _require_convex(in_order: Sequence[Node], staying: set[Node]) -> None:
                 raise exc.CaptureError(f"a path leaves the region and comes back at {node}")
         elif depends or any(source in inside for source in sources):
             tainted.add(node)
-        if node is last:
-            return
-        node = node.next
 
 
-def place(graph: Graph, plan: Plan, replaced: dict[Node, Node]) -> None:
+@dataclass
+class Placed:
+    """What the regions placed so far did to the graph: stand-ins of outputs, erased nodes."""
+
+    replaced: dict[Node, Node] = field(default_factory=dict)
+    erased: set[Node] = field(default_factory=set)
+
+
+def place(graph: Graph, plan: Plan, placed: Placed) -> None:
     """Put the kernel's call in the place of its region.
 
     It stands behind the region's last node, and what used the outputs before that behind it.
-    ``replaced`` says what stands for the outputs of regions placed before, and is added to.
+    Several regions may compute one constant: it may be gone already, which changes nothing here.
     """
-    staying = _staying(plan.nodes, plan.outputs)
-    in_order = sorted(plan.nodes)  # nodes compare by their place in the graph
+    nodes = [node for node in plan.nodes if node not in placed.erased]
+    staying = _staying(nodes, plan.outputs)
+    in_order = sorted(nodes)  # nodes compare by their place in the graph
     _require_convex(in_order, staying)
-    between = _nodes_between(in_order[0], in_order[-1], set(in_order) - staying)
-    inputs = tuple(replaced.get(node, node) for node in plan.inputs)
+    leaving = set(in_order) - staying
+    between = [n for n in _nodes_between(in_order[0], in_order[-1]) if n not in leaving]
+    inputs = tuple(placed.replaced.get(node, node) for node in plan.inputs)
     with graph.inserting_after(in_order[-1]):
         new = graph.call_function(plan.call, inputs)  # type: ignore[arg-type]
     new.meta.update(_meta_of(plan.outputs[0]))
@@ -360,7 +366,7 @@ def place(graph: Graph, plan: Plan, replaced: dict[Node, Node]) -> None:
             results.append(cursor)
     for output, result in zip(plan.outputs, results, strict=True):
         output.replace_all_uses_with(result)
-        replaced[output] = result
+        placed.replaced[output] = result
     late = {new, *results}
     for node in between:  # in graph order: whatever depends on the call now stands behind it
         if any(source in late for source in node.all_input_nodes):
@@ -368,20 +374,19 @@ def place(graph: Graph, plan: Plan, replaced: dict[Node, Node]) -> None:
             cursor = node
             late.add(node)
     for node in reversed(in_order):
-        if node not in staying:
+        if node in leaving:
             graph.erase_node(node)
+    placed.erased |= leaving
 
 
-def _nodes_between(first: Node, last: Node, leaving: set[Node]) -> list[Node]:
-    """The nodes from ``first`` to ``last`` that stay in the graph."""
-    found = []
-    node = first
-    while True:
-        if node not in leaving:
-            found.append(node)
-        if node is last:
-            return found
-        node = node.next
+def _nodes_between(first: Node, last: Node) -> list[Node]:
+    """The nodes from ``first`` to ``last``, both of which are in the graph."""
+    found = [first]
+    while found[-1] is not last:
+        found.append(found[-1].next)
+        if found[-1].op == "root":  # the ring of nodes has no other end
+            raise exc.CaptureError(f"{last} is not behind {first} in the graph")
+    return found
 
 
 def _meta_of(node: Node) -> dict[str, Any]:

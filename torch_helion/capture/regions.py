@@ -125,6 +125,8 @@ def find_regions(
     for group in sorted(grower.groups(), key=lambda g: grower.number[g.nodes[-1]]):
         regions += grower.finish(group)
     for group in grower.grow_constants(regions):
+        members = set(group.nodes)  # it may have joined a group that had its region already
+        regions = [r for r in regions if members.isdisjoint(r.outputs)]
         regions += grower.finish(group)
     regions.sort(key=lambda r: grower.number[r.nodes[-1]])
     taken = {n for region in regions for n in region.nodes}
