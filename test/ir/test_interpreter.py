@@ -14,10 +14,11 @@ from test.ir import random_kernels
 from torch_helion import exc
 from torch_helion.ir import interpreter, ops
 from torch_helion.ir.builder import Builder
-from torch_helion.ir.graph import Kernel, Op, Region, Value
+from torch_helion.ir.graph import Kernel, Value
 from torch_helion.ir.interpreter import run
+from torch_helion.ir.interpreter_joins import REDUCTION_FUNCTIONS, SCAN_FUNCTIONS
 from torch_helion.ir.pointwise_functions import POINTWISE_FUNCTIONS
-from torch_helion.ir.types import Affine, Axis, Gather, TileType, block_symbol, contiguous_strides
+from torch_helion.ir.types import Affine, Gather, block_symbol, contiguous_strides
 
 NAN, INF = float("nan"), float("inf")
 F32, I64 = torch.float32, torch.int64
@@ -81,7 +82,8 @@ def reduction(
 def test_every_row_has_a_meaning() -> None:
     assert set(POINTWISE_FUNCTIONS) == set(ops.POINTWISE)
     assert set(interpreter._OPS) == set(ops.OP_KINDS) - {"yield"}
-    assert set(interpreter._REDUCTIONS) == set(ops.REDUCTIONS)
+    assert set(REDUCTION_FUNCTIONS) == set(ops.REDUCTIONS)
+    assert set(SCAN_FUNCTIONS) == set(ops.SCANS)
 
 
 @pytest.mark.parametrize("fn", [n for n, row in ops.POINTWISE.items() if row.domain == "float"])
@@ -425,174 +427,3 @@ def test_argmax_in_a_tile_counts_along_the_whole_axis() -> None:
     out_tensor = torch.empty(3, dtype=I64)
     run(b.build(), [torch.tensor([1.0, 2, 9, 3, 4, 4]), out_tensor], {}, 2)
     assert out_tensor.tolist() == [1, 2, 4]
-
-
-# -- kinds that the builder does not make yet ----------------------------------------------------
-
-
-class Hand:
-    """Kernels put together by hand: one step over full axes."""
-
-    def __init__(self, **axes: int) -> None:
-        self.b = Builder("hand")
-        self.axes = {name: self.b.axis(name, size, "full") for name, size in axes.items()}
-
-    def load(self, tensor: torch.Tensor, axes: str) -> Value:
-        name = f"x{len(self.b._buffers)}"
-        x = self.b.buffer(name, tensor.dtype, tensor.shape, contiguous_strides(tuple(tensor.shape)))
-        return self.b.load(x, [Affine.of(a) for a in axes])
-
-    def emit(
-        self,
-        kind: str,
-        operands: Sequence[Value],
-        dtype: torch.dtype,
-        along: str,
-        regions: Sequence[Region] = (),
-        **attrs: object,
-    ) -> Value:
-        value = Value(TileType(dtype, tuple(self.axes[a] for a in along)))
-        op = Op(kind, tuple(operands), attrs, (value,), tuple(regions))
-        self.b._ops.append(op)
-        return value
-
-    def result(
-        self, build: Callable[[Hand], Value], tensors: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        with self.b.grid():
-            value = build(self)
-            shape = tuple(int(a.size) for a in value.type.axes)
-            out = self.b.buffer("out", value.type.dtype, shape, contiguous_strides(shape), "out")
-            self.b.store(out, [Affine.of(a) for a in value.type.axes], value)
-        result = torch.empty(shape, dtype=value.type.dtype)
-        run(self.b.build(), [*tensors, result], {})
-        return result
-
-
-def test_scans() -> None:
-    x = torch.randn(3, 5)
-
-    def scan(fn: str, reverse: bool, exclusive: bool) -> torch.Tensor:
-        def build(h: Hand) -> Value:
-            return h.emit(
-                "scan",
-                [h.load(x, "mn")],
-                F32,
-                "mn",
-                fn=fn,
-                axis="n",
-                reverse=reverse,
-                exclusive=exclusive,
-            )
-
-        return Hand(m=3, n=5).result(build, [x])
-
-    equal(scan("sum", False, False), x.cumsum(1))
-    equal(scan("max", True, False), x.flip(1).cummax(1).values.flip(1))
-    shifted = torch.cat([torch.ones(3, 1), x[:, :-1]], 1).cumprod(1)
-    equal(scan("prod", False, True), shifted)
-
-
-def test_dot_reshape_sort() -> None:
-    x, y = torch.randn(3, 5), torch.randn(4, 5)
-    dot = Hand(m=3, n=4, k=5).result(
-        lambda h: h.emit("dot", [h.load(x, "mk"), h.load(y, "nk")], F32, "mn", k="k", acc=F32),
-        [x, y],
-    )
-    torch.testing.assert_close(dot, x @ y.T)
-    hand = Hand(m=3, k=5, j=15)
-    flat = hand.result(
-        lambda h: h.emit("reshape", [h.load(x, "mk")], F32, "j", axes=(h.axes["j"],)), [x]
-    )
-    equal(flat, x.flatten())
-
-
-def test_control() -> None:
-    """while: doubles until 100 is passed; if: takes the branch; tile loop: sums what it sees."""
-    scalar = TileType(I64)
-    x = torch.tensor(3)
-
-    def build(h: Hand) -> Value:
-        b = h.b
-        start = h.load(x, "")
-        args = [Value(scalar), Value(scalar)]
-        small, doubled = Value(TileType(torch.bool)), Value(scalar)
-        hundred = b.const(100, I64)
-        condition = Region(
-            (args[0],),
-            (Op("pointwise", (args[0], hundred), {"fn": "lt"}, (small,)), Op("yield", (small,))),
-        )
-        body = Region(
-            (args[1],),
-            (
-                Op("pointwise", (args[1], args[1]), {"fn": "add"}, (doubled,)),
-                Op("yield", (doubled,)),
-            ),
-        )
-        big = h.emit("while", [start], I64, "", (condition, body))
-        is_big = b.pointwise("ge", big, hundred)
-        branches = [Region((), (Op("yield", (v,)),)) for v in (big, start)]
-        return h.emit("if", [is_big], I64, "", branches)
-
-    assert Hand().result(build, [x]).item() == 192
-
-
-@pytest.mark.parametrize("kind, turns", [("tile", 3), ("sequential", 5)])
-def test_inner_loops(kind: str, turns: int) -> None:
-    x = torch.randn(5)
-    axis = Axis("j", 5)
-
-    def build(h: Hand) -> Value:
-        source = h.b.buffer("x", F32, [5], [1])
-        init = [h.b.const(0.0, F32), h.b.const(0, I64)]
-        one = h.b.const(1, I64)
-        total, count = Value(TileType(F32)), Value(TileType(I64))
-        tile, part = Value(TileType(F32, (axis,))), Value(TileType(F32))
-        new = [Value(TileType(F32)), Value(TileType(I64))]
-        index = {
-            "buffer": source.name,
-            "index": (Affine.of(axis),),
-            "masked": False,
-            "other": 0,
-            "checked": False,
-        }
-        body = Region(
-            (total, count),
-            (
-                Op("load", (), index, (tile,)),
-                Op("reduce", (tile,), {"fn": "sum", "axes": ("j",)}, (part,)),
-                Op("pointwise", (total, part), {"fn": "add"}, (new[0],)),
-                Op("pointwise", (count, one), {"fn": "add"}, (new[1],)),
-                Op("yield", tuple(new)),
-            ),
-        )
-        results = (Value(TileType(F32)), Value(TileType(I64)))
-        h.b._ops.append(Op("loop", tuple(init), {"kind": kind, "axes": (axis,)}, results, (body,)))
-        return h.b.pointwise("mul", results[0], h.b.cast(results[1], F32))
-
-    hand = Hand()
-    with hand.b.grid():
-        value = build(hand)
-        out = hand.b.buffer("out", F32, [], [], "out")
-        hand.b.store(out, [], value)
-    result = torch.empty(())
-    run(hand.b.build(), [x, result], {}, 2)
-    torch.testing.assert_close(result, x.sum() * turns)
-
-
-def test_what_is_missing_is_named() -> None:
-    x = torch.randn(3)
-    with pytest.raises(exc.TargetIncomplete, match="scan any"):
-        Hand(m=3).result(
-            lambda h: h.emit(
-                "scan",
-                [h.load(x, "m")],
-                F32,
-                "m",
-                fn="any",
-                axis="m",
-                reverse=False,
-                exclusive=False,
-            ),
-            [x],
-        )

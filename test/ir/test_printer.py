@@ -11,9 +11,9 @@ from expecttest import assert_expected_inline
 from test.ir import random_kernels
 from torch_helion.ir.builder import Builder
 from torch_helion.ir.dump import op_text
-from torch_helion.ir.graph import Kernel, Op, Origin, Region, Value
+from torch_helion.ir.graph import Kernel, Op, Origin, Value
 from torch_helion.ir.printer import dump, to_source
-from torch_helion.ir.types import Affine, Axis, Gather, TileType, block_symbol
+from torch_helion.ir.types import Affine, Gather, TileType, block_symbol
 
 F32, BF16, I64 = torch.float32, torch.bfloat16, torch.int64
 
@@ -235,49 +235,6 @@ def test_both_texts_are_the_same_every_time() -> None:
         first, second = random_kernels.make(seed).kernel, random_kernels.make(seed).kernel
         assert dump(first) == dump(second)
         assert to_source(first) == to_source(second)
-
-
-def test_control_is_printed() -> None:
-    """Loops with carried values, branches: the forms of a later front end."""
-    b = Builder("control")
-    m, j = b.axis("m", 4), Axis("j", 16)
-    b.buffer("x", F32, [4, 16], [16, 1])
-    out = b.buffer("out", F32, [4], [1], "out")
-    with b.grid(m):
-        start = b.expand(b.const(0.0, F32), [m])
-        acc, part, new = (Value(TileType(F32, (m,)), h) for h in ("acc", "part", "new"))
-        tile, result = Value(TileType(F32, (m, j)), "x"), Value(TileType(F32, (m,)), "acc")
-        index = (Affine.of(m), Affine.of(j))
-        load = {"buffer": "x", "index": index, "masked": False, "other": 0, "checked": False}
-        body = Region(
-            (acc,),
-            (
-                Op("load", (), load, (tile,)),
-                Op("reduce", (tile,), {"fn": "sum", "axes": ("j",)}, (part,)),
-                Op("pointwise", (acc, part), {"fn": "add"}, (new,)),
-                Op("yield", (new,)),
-            ),
-        )
-        b._ops.append(Op("loop", (start,), {"kind": "tile", "axes": (j,)}, (result,), (body,)))
-        b.store(out, [Affine.of(m)], result)
-    assert_expected_inline(
-        to_source(b.build()),
-        """\
-@torch_helion.kernel
-def control(x: "f32[4, 16]") -> "f32[4]":
-    out = torch.empty([4], dtype=torch.float32, device=x.device)
-    for tile_m in hl.tile(4):
-        c = hl.full([tile_m], 0.0, dtype=torch.float32)
-        acc = c
-        for tile_j in hl.tile(16):
-            x0 = x[tile_m, tile_j]
-            part = x0.sum(-1)
-            new = acc + part
-            acc = new
-        out[tile_m] = acc
-    return out
-""",
-    )
 
 
 def test_an_op_that_is_broken_still_prints() -> None:

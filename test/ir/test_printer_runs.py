@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from test.ir import random_kernels, run_source
+from test.ir import random_kernels, random_programs, run_source
 from torch_helion.ir.printer import to_source
 
 
@@ -54,3 +54,46 @@ def test_runs(first: int) -> None:
 def test_runs_more(first: int) -> None:
     for seed in range(first, first + 50):
         check(random_kernels.make(seed, paired=seed % 5 == 4))
+
+
+# -- programs -----------------------------------------------------------------------------------
+
+
+def merges_blocks(case: random_kernels.Case) -> bool:
+    """Whether some block axis is reshaped: its tiles count as whole blocks then."""
+    for op in case.kernel.body.walk():
+        if op.kind == "reshape" and any(a.kind == "block" for a in op.operands[0].type.axes):
+            return True
+    return False
+
+
+def check_program(case: random_kernels.Case) -> None:
+    if 0 in case.sizes.values():
+        return
+    source = to_source(case.kernel)
+    free = [n for s, n in case.sizes.items() if f"{s}: int" in source]
+    want = case.expected(_blank(case), blocks=3)
+    for block in (64,) if merges_blocks(case) else (3, 64):
+        args, buffers = _blank(case), case.kernel.arguments
+        inputs = [t for b, t in zip(buffers, args, strict=True) if b.is_input]
+        try:
+            results = iter(run_source.run(source, inputs, free, block))
+            pairs = zip(buffers, args, strict=True)
+            case.check([next(results) if b.role == "out" else t for b, t in pairs], want)
+        except Exception as error:
+            raise AssertionError(f"seed {case.seed}: {error}\n{source}") from error
+
+
+def _blank(case: random_kernels.Case) -> list[torch.Tensor]:
+    """Arguments whose outputs hold what the text's new tensors hold."""
+    args = case.make_args()
+    for buffer, tensor in zip(case.kernel.arguments, args, strict=True):
+        if buffer.role == "out":
+            tensor.fill_(77)
+    return args
+
+
+@pytest.mark.parametrize("first", range(0, 120, 20))
+def test_programs_run(first: int) -> None:
+    for seed in range(first, first + 20):
+        check_program(random_programs.make(seed))

@@ -259,7 +259,8 @@ BROKEN: dict[str, tuple[Body, str]] = {
             "reshape",
             (full_row(p),),
             TileType(F32, (Axis("j", 9, "full"),)),
-            axes=(Axis("j", 9, "full"),),
+            source=("k",),
+            target=(Axis("j", 9, "full"),),
         ),
         "8 elements become 9",
     ),
@@ -281,7 +282,7 @@ BROKEN: dict[str, tuple[Body, str]] = {
         lambda p: p.emit(
             "scan", (scalar(p),), TileType(F32), fn="sum", axis="k", reverse=False, exclusive=False
         ),
-        "the operand has no 'k'",
+        r"the operand has no axis \['k'\]",
     ),
     "yield in a grid loop": (lambda p: p.emit("yield", (), None), "yields nothing"),
     "loop over a full axis": (

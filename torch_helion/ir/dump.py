@@ -36,7 +36,8 @@ def dump(kernel: Kernel) -> str:
     sizes = ", ".join(s.name for s in kernel.sizes)
     lines = [f"kernel {kernel.name}({sizes})"]
     lines += [f"  {_buffer(b)}" for b in kernel.buffers]
-    lines += [f"  axis {a.name}: {a.kind} {a.size}" for a in kernel.axes().values()]
+    lines += [f"  axis {_axis(a)}" for a in kernel.axes().values()]
+    lines += [f"  blocks {', '.join(kernel.blocks)}"] if kernel.blocks else []
     names = Names()
     lines += [f"  {line}" for line in _region(kernel.body, names)]
     return "\n".join(lines) + "\n"
@@ -48,7 +49,13 @@ def op_text(op: Op, names: Names | None = None) -> str:
     operands = [names[v] for v in op.operands]
     try:
         text = _ROWS.get(op.kind, _other)(op, operands)
-    except (KeyError, IndexError, AttributeError):  # an op that the verifier is about to refuse
+    except (
+        KeyError,
+        IndexError,
+        AttributeError,
+        ValueError,
+        TypeError,
+    ):  # an op that the verifier is about to refuse
         text = _other(op, operands)
     results = ", ".join(f"{names[r]}: {r.type}" for r in op.results)
     return f"{results} = {text}" if results else text
@@ -80,6 +87,10 @@ def _buffer(buffer: Buffer) -> str:
     return f"{buffer.role} {buffer.name}: {dtype}[{shape}] strides [{strides}]"
 
 
+def _axis(axis: Axis) -> str:
+    return f"{axis.name}: {axis.kind} {axis.size}" + (f" of {axis.of}" if axis.of else "")
+
+
 def _region(region: Region, names: Names) -> Iterator[str]:
     for op in region.ops:
         origin = f"  # {op.origin}" if str(op.origin) else ""
@@ -93,15 +104,27 @@ def _region(region: Region, names: Names) -> Iterator[str]:
 
 def _loop(op: Op, operands: list[str]) -> str:
     carried = f" carrying {', '.join(operands)}" if operands else ""
-    return f"{op.attrs['kind']} ({', '.join(a.name for a in op.attrs['axes'])}){carried}"
+    if op.attrs["kind"] == "sequential":
+        begin, end, step = (op.attrs[name] for name in ("begin", "end", "step"))
+        return f"sequential {op.attrs['symbol']} from {begin} to {end} step {step}{carried}"
+    text = f"{op.attrs['kind']} ({', '.join(a.name for a in op.attrs['axes'])})"
+    if op.attrs.get("blocks"):
+        text += f" blocks ({', '.join(map(str, op.attrs['blocks']))})"
+    return text + (" serial" if op.attrs.get("serial") else "") + carried
+
+
+def _bind(op: Op, operands: list[str]) -> str:
+    return f"bind {op.attrs['symbol']} = {operands[0]}"
 
 
 def _access(op: Op, operands: list[str]) -> str:
-    """`x[m, @0] gather %i mask %k other 0.0 checked`."""
+    """`x[m, @0] at %p gather %i mask %k other 0.0 checked`."""
     index = ", ".join(index_text(e) for e in op.attrs["index"])
     text = f"{op.attrs['buffer']}[{index}]"
     operands = list(operands)
     mask = f" mask {operands.pop()}" if op.attrs["masked"] else ""
+    if op.attrs.get("stacked"):
+        text += f" at {operands.pop(0)}"
     if operands:
         text += f" gather {', '.join(operands)}"
     if mask:
@@ -115,6 +138,9 @@ def _load(op: Op, operands: list[str]) -> str:
 
 def _store(op: Op, operands: list[str]) -> str:
     fn = f" {op.attrs['fn']}" if op.kind == "atomic" else ""
+    if op.attrs.get("fn") == "cas":
+        expected, value, *rest = operands
+        return f"atomic cas {_access(op, rest)} = {value} where {expected}"
     return f"{op.kind}{fn} {_access(op, operands[1:])} = {operands[0]}"
 
 
@@ -127,7 +153,10 @@ def _cast(op: Op, operands: list[str]) -> str:
 
 
 def _reduce(op: Op, operands: list[str]) -> str:
-    return f"reduce {op.attrs['fn']} {operands[0]} over ({', '.join(op.attrs['axes'])})"
+    text = f"reduce {op.attrs['fn']} {', '.join(operands)} over ({', '.join(op.attrs['axes'])})"
+    if "identity" in op.attrs:
+        text += f" identity ({', '.join(map(repr, op.attrs['identity']))})"
+    return text
 
 
 def _const(op: Op, operands: list[str]) -> str:
@@ -140,6 +169,41 @@ def _size(op: Op, operands: list[str]) -> str:
 
 def _iota(op: Op, operands: list[str]) -> str:
     return f"iota {op.attrs['axis']}"
+
+
+def _scan(op: Op, operands: list[str]) -> str:
+    flags = "".join(f" {name}" for name in ("reverse", "exclusive") if op.attrs[name])
+    return f"scan {op.attrs['fn']} {', '.join(operands)} along {op.attrs['axis']}{flags}"
+
+
+def _dot(op: Op, operands: list[str]) -> str:
+    left, right, *acc = operands
+    return f"dot {left}, {right} over {op.attrs['k']}" + "".join(f" onto {c}" for c in acc)
+
+
+def _sort(op: Op, operands: list[str]) -> str:
+    text = f"sort {operands[0]} along {op.attrs['axis']}"
+    text += "".join(f" {name}" for name in ("descending", "stable") if op.attrs[name])
+    first = f" first {op.attrs['k']} as {op.attrs['out_axis'].name}"
+    return text + (first if op.attrs["k"] is not None else "")
+
+
+def _take(op: Op, operands: list[str]) -> str:
+    return f"take {operands[0]} at {operands[1]} along {op.attrs['axis']}"
+
+
+def _reaxis(op: Op, operands: list[str]) -> str:
+    pairs = ", ".join(f"{old} to {new.name}" for old, new in op.attrs["axes"])
+    return f"reaxis {operands[0]} {pairs}"
+
+
+def _reshape(op: Op, operands: list[str]) -> str:
+    target = ", ".join(a.name for a in op.attrs["target"])
+    return f"reshape {operands[0]} ({', '.join(op.attrs['source'])}) to ({target})"
+
+
+def _print(op: Op, operands: list[str]) -> str:
+    return ", ".join([f"print {op.attrs['text']!r}", *operands])
 
 
 def _other(op: Op, operands: list[str]) -> str:
@@ -161,6 +225,7 @@ def _attr(value: Any) -> str:
 
 _ROWS: dict[str, Callable[[Op, list[str]], str]] = {
     "loop": _loop,
+    "bind": _bind,
     "load": _load,
     "store": _store,
     "atomic": _store,
@@ -171,4 +236,11 @@ _ROWS: dict[str, Callable[[Op, list[str]], str]] = {
     "const": _const,
     "size": _size,
     "iota": _iota,
+    "scan": _scan,
+    "dot": _dot,
+    "sort": _sort,
+    "take": _take,
+    "reaxis": _reaxis,
+    "reshape": _reshape,
+    "print": _print,
 }

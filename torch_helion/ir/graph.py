@@ -11,7 +11,7 @@ from typing import Any
 
 import sympy
 
-from torch_helion.ir.types import Axis, Buffer, TileType
+from torch_helion.ir.types import Axis, Buffer, Size, TileType, block_symbol
 
 
 class Value:
@@ -57,10 +57,37 @@ class Op:
         (value,) = self.results
         return value
 
+    @property
+    def access(self) -> Access:
+        """The operands of a load, store or atomic by their roles."""
+        return _access_of(self)
+
     def __repr__(self) -> str:
         results = ", ".join(f"%{r.hint}" for r in self.results)
         operands = ", ".join(f"%{o.hint}" for o in self.operands)
         return f"{results} = {self.kind}({operands}) {dict(self.attrs)}"
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the operands of a load, store or atomic are."""
+
+    values: tuple[Value, ...]
+    """What is stored; for cas what is expected, then what is stored."""
+    pointer: Value | None
+    """Addresses that take the place of the buffer's data pointer."""
+    gathered: tuple[Value, ...]
+    mask: Value | None
+
+
+def _access_of(op: Op) -> Access:
+    count = {"load": 0, "store": 1}.get(op.kind)
+    if count is None:
+        count = 2 if op.attrs["fn"] == "cas" else 1
+    rest = list(op.operands[count:])
+    mask = rest.pop() if op.attrs["masked"] else None
+    pointer = rest.pop(0) if op.attrs.get("stacked") else None
+    return Access(op.operands[:count], pointer, tuple(rest), mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +96,12 @@ class Region:
 
     args: tuple[Value, ...] = ()
     ops: tuple[Op, ...] = ()
+
+    @property
+    def yielded(self) -> tuple[Value, ...]:
+        """The operands of the yield at its end; none without one."""
+        last = self.ops[-1] if self.ops else None
+        return last.operands if last is not None and last.kind == "yield" else ()
 
     def walk(self) -> Iterator[Op]:
         """Every operation, outer before inner, in program order."""
@@ -83,14 +116,15 @@ class Kernel:
     """A whole kernel: arguments (buffers in call order, then size symbols in call order) and
     phases.
 
-    `body.ops` are grid loops with `barrier`s between them. `specialised` names sizes that were
-    constants when the kernel was made (they appear as ints inside, and are not arguments).
+    `body.ops` are grid loops with `barrier`s between them. `blocks` names the tunable block symbols
+    (without "block_") in the order of a config; () means the loops' axes, in program order.
     """
 
     name: str
     buffers: tuple[Buffer, ...]
     sizes: tuple[sympy.Symbol, ...]
     body: Region
+    blocks: tuple[str, ...] = ()
 
     def buffer(self, name: str) -> Buffer:
         for b in self.buffers:
@@ -107,13 +141,28 @@ class Kernel:
     def phases(self) -> tuple[Op, ...]:
         return tuple(op for op in self.body.ops if op.kind == "loop")
 
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The tunable block symbols (without "block_"), one for each entry of a config."""
+        if self.blocks:
+            return self.blocks
+        loops = (op for op in self.body.walk() if op.kind == "loop" and not op.attrs.get("blocks"))
+        return tuple(dict.fromkeys(a.name for op in loops for a in op.attrs["axes"]))
+
     def axes(self) -> dict[str, Axis]:
         """Every axis that occurs in the kernel, by name."""
         found: dict[str, Axis] = {}
         for op in self.body.walk():
-            for axis in op.attrs.get("axes", ()) if op.kind == "loop" else ():
+            for axis in op.attrs["axes"] if op.kind == "loop" else ():
                 found.setdefault(axis.name, axis)
-            for value in op.results:
+            args = (v for region in op.regions for v in region.args)
+            for value in (*op.results, *args):
                 for axis in value.type.axes:
                     found.setdefault(axis.name, axis)
         return found
+
+
+def loop_blocks(loop: Op) -> tuple[Size, ...]:
+    """The block size of each axis of a loop: its own, or the symbol that a config binds."""
+    axes: tuple[Axis, ...] = loop.attrs["axes"]
+    return loop.attrs.get("blocks") or tuple(block_symbol(a.name) for a in axes)

@@ -31,8 +31,9 @@ OP_KINDS: dict[str, OpKind] = {
     for k in (
         OpKind(
             "loop",
-            "attrs kind (grid, tile, sequential, jagged, unrolled), axes; region args and results "
-            "are the loop-carried values",
+            "attrs kind (grid, tile, sequential), axes, blocks (one Size an axis; absent: "
+            "block_symbol of each), serial (grid: steps in order, in one thread); sequential: "
+            "symbol, begin, end, step; region args and results are the loop-carried values",
             pure=False,
             has_region=True,
         ),
@@ -44,26 +45,50 @@ OP_KINDS: dict[str, OpKind] = {
         ),
         OpKind("while", "regions: condition, body; carried values", pure=False, has_region=True),
         OpKind("yield", "ends a region; operands are its results", pure=False),
+        OpKind("bind", "operand: rank-0 int64; attr symbol: its name in sizes from here on"),
         OpKind(
             "load",
-            "attrs buffer, index (one IndexExpr a dimension), checked; operands: gathered indices, "
-            "then the mask when attr masked; lanes masked off hold attr other",
+            "attrs buffer, index (one IndexExpr a dimension), checked, stacked; operands: the "
+            "addresses when stacked, gathered indices, then the mask when attr masked; lanes "
+            "masked off hold attr other",
         ),
         OpKind(
             "store",
-            "like load; the value is operand 0, gathered indices follow, then the mask",
+            "like load; the value is operand 0, addresses, gathered indices and mask follow",
             pure=False,
         ),
-        OpKind("atomic", "attr fn; like store, with read-modify-write", pure=False),
+        OpKind(
+            "atomic",
+            "attr fn (a row of ATOMICS); like store (cas: expected, value), with "
+            "read-modify-write; the optional result is what was there before",
+            pure=False,
+        ),
         OpKind("pointwise", "attr fn (a row of POINTWISE); operands are aligned by axis name"),
         OpKind("cast", "attr dtype; PyTorch's conversion: round to even, float to int truncates"),
         OpKind("bitcast", "attr dtype of the same width: the same bits"),
         OpKind(
-            "reduce", "attrs fn (a row of REDUCTIONS), axes (names); the named axes leave the type"
+            "reduce",
+            "attrs fn (a row of REDUCTIONS, or custom), axes (names that leave the type); custom: "
+            "n operands and results, attr identity, a region that joins n left and n right values",
+            has_region=True,
         ),
-        OpKind("scan", "attrs fn, axis, reverse, exclusive"),
-        OpKind("dot", "attrs k (axis name), acc dtype; operands are joined over the axis k"),
-        OpKind("reshape", "attrs axes: re-axis a tile, row-major (split, join, flatten)"),
+        OpKind(
+            "scan",
+            "attrs fn (a row of SCANS, or custom), axis, reverse, exclusive; within a tile; custom "
+            "as for reduce",
+            has_region=True,
+        ),
+        OpKind(
+            "dot",
+            "attrs k (axis name), acc (dtype of result and accumulator); operands a, b[, acc] are "
+            "joined over the axis k; other common axes are batches",
+        ),
+        OpKind(
+            "reshape",
+            "attrs source (axis names, outer to inner), target (axes in their place), row-major; a "
+            "block axis counts as its whole block: lanes beyond the tile are 0, or cut",
+        ),
+        OpKind("reaxis", "attr axes: pairs (old name, new Axis of the same extent)"),
         OpKind(
             "expand",
             "attr axes: the value repeated along more axes; what a reduction over them then counts",
@@ -73,17 +98,41 @@ OP_KINDS: dict[str, OpKind] = {
         OpKind("size", "attr expr: a size expression as a rank-0 int64"),
         OpKind(
             "rng",
-            "attr fn (rand, randn, randint); operands: seed, logical index[, low, high], all int64",
+            "attrs fn (rand, randn, randint), word (0 to 3, of the Philox block); operands: seed, "
+            "logical index[, low, high], all int64",
         ),
-        OpKind("sort", "attrs axis, descending, k (top-k) ; results values, indices"),
+        OpKind(
+            "sort",
+            "attrs axis, descending, stable, k (None, or how many to keep), out_axis (of extent k, "
+            "or the axis itself); results values, int64 indices, which count within the tile",
+        ),
+        OpKind(
+            "take",
+            "operands value, index (int64); attr axis: the value at this position along the axis "
+            "(within the tile); an index outside ends the kernel with status 1",
+        ),
         OpKind(
             "assert",
             "operand: bool; attr status (1 index, 2 division): false lanes end the kernel with it",
             pure=False,
         ),
+        OpKind("print", "attr text; operands: values to show", pure=False),
         OpKind("barrier", "grid loops before it have finished everywhere", pure=False),
     )
 }
+
+ATOMICS = ("add", "max", "min", "and", "or", "xor", "xchg", "cas")
+SCANS = ("sum", "prod", "max", "min")
+CUSTOM = "custom"
+"""The function of a reduce or scan whose region `combine` says what it does."""
+COMBINE_KINDS = ("pointwise", "cast", "bitcast", "const", "size", "expand", "yield")
+"""What a combine region may hold."""
+
+HALF = (torch.float16, torch.bfloat16)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+STORAGE_ONLY = frozenset((*HALF, *FLOAT8, *WIDE_UNSIGNED))
+"""Loaded, stored, moved and cast, never computed in."""
 
 Domain = Literal["float", "int", "bool", "number", "bits", "any"]
 """Which dtypes a pointwise function takes: number = float or int, bits = int or bool."""
@@ -168,6 +217,18 @@ REDUCTIONS: dict[str, Reduction] = {
 }
 
 RNG = ("rand", "randn", "randint")
+
+
+def accumulators(a: torch.dtype, b: torch.dtype) -> tuple[torch.dtype, ...]:
+    """The dtypes in which a dot of `a` and `b` may be summed; none: there is no such dot."""
+    small_ints = (torch.int8, torch.uint8)
+    if a in small_ints and b in small_ints:
+        return (torch.int32,)
+    if a is not b and not (a in FLOAT8 and b in FLOAT8):
+        return ()
+    if a is torch.float64:
+        return (torch.float64,)
+    return (torch.float32, torch.float64) if a.is_floating_point else ()
 
 
 def is_float(dtype: torch.dtype) -> bool:

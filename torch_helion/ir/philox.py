@@ -40,26 +40,38 @@ def words(seed: int | Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     return c0, c1, c2, c3
 
 
-def uniform(seed: int | Tensor, index: Tensor) -> Tensor:
-    """float32 in [0, 1): the top 24 bits of word 0."""
-    return _unit_interval(words(seed, index)[0])
+def uniform(seed: int | Tensor, index: Tensor, word: int = 0) -> Tensor:
+    """float32 in [0, 1): the top 24 bits of word `word`."""
+    return _unit_interval(words(seed, index)[word])
+
+
+def _two(seed: int | Tensor, index: Tensor, word: int) -> tuple[Tensor, Tensor]:
+    """Word `word` and the one after it (word 0 after word 3)."""
+    four = words(seed, index)
+    return four[word], four[(word + 1) % 4]
 
 
 def _unit_interval(word: Tensor) -> Tensor:
     return (word >> 8).to(torch.float32) * 2.0**-24
 
 
-def normal(seed: int | Tensor, index: Tensor) -> Tensor:
-    """float32, standard normal: Box and Muller on words 0 and 1, evaluated in double."""
-    first, second, _, _ = words(seed, index)
+def normal(seed: int | Tensor, index: Tensor, word: int = 0) -> Tensor:
+    """float32, standard normal: Box and Muller on two words, evaluated in double."""
+    first, second = _two(seed, index, word)
     u = first.to(torch.float32) * 2.0**-32 + 2.0**-33  # in (0, 1]
     angle = _unit_interval(second).double() * (2.0 * math.pi)
     return (torch.sqrt(-2.0 * torch.log(u.double())) * torch.cos(angle)).float()
 
 
-def randint(seed: int | Tensor, index: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
-    """int64 in [low, high): the upper half of (words 1, 0) times high - low."""
-    first, second, _, _ = words(seed, index)
+def randint(
+    seed: int | Tensor,
+    index: Tensor,
+    low: int | Tensor,
+    high: int | Tensor,
+    word: int = 0,
+) -> Tensor:
+    """int64 in [low, high): the upper half of two words (the first is lower) times high - low."""
+    first, second = _two(seed, index, word)
     start = torch.as_tensor(low, dtype=torch.int64, device=index.device)
     span = torch.as_tensor(high, dtype=torch.int64, device=index.device) - start
     span0, span1 = span & _WORD, _high(span)

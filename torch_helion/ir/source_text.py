@@ -9,8 +9,9 @@ import builtins
 import keyword
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import sympy
 import torch
@@ -90,6 +91,22 @@ def _split(arguments: str) -> list[str]:
 class _SizePrinter(StrPrinter):
     """Size expressions as Python: integer division for floor, `cdiv` for ceiling."""
 
+    def __init__(self, names: Mapping[sympy.Symbol, str]) -> None:
+        super().__init__()
+        self._texts = names
+
+    def _print_Symbol(self, expr: sympy.Symbol) -> str:
+        return self._texts.get(expr, expr.name)
+
+    def _print_Min(self, expr: sympy.Min) -> str:
+        return f"min({', '.join(map(self._print, expr.args))})"
+
+    def _print_Max(self, expr: sympy.Max) -> str:
+        return f"max({', '.join(map(self._print, expr.args))})"
+
+    def _print_Mod(self, expr: sympy.Mod) -> str:
+        return "(" + " % ".join(self.parenthesize(arg, 60) for arg in expr.args) + ")"
+
     def _print_floor(self, expr: sympy.Expr) -> str:
         above, below = sympy.fraction(sympy.together(expr.args[0]))
         return f"({self.parenthesize(above, 50)} // {self.parenthesize(below, 60)})"
@@ -99,13 +116,17 @@ class _SizePrinter(StrPrinter):
         return f"torch_helion.cdiv({self._print(above)}, {self._print(below)})"
 
 
-def size_text(size: Size) -> str:
-    return str(size) if isinstance(size, int) else _SizePrinter().doprint(size)
+Names = Mapping[sympy.Symbol, str]
+"""Texts of symbols that are not written by their own names."""
 
 
-def size_expr(size: Size) -> Expr:
-    text = size_text(size)
-    if re.fullmatch(r"\w+|torch_helion\.cdiv\([^()]*\)", text):
+def size_text(size: Size, names: Names = MappingProxyType({})) -> str:
+    return str(size) if isinstance(size, int) else _SizePrinter(names).doprint(size)
+
+
+def size_expr(size: Size, names: Names = MappingProxyType({})) -> Expr:
+    text = size_text(size, names)
+    if re.fullmatch(r"[\w.]+|(torch_helion\.cdiv|min|max)\([^()]*\)", text):
         return Expr(text, ATOM, literal=True)
     return Expr(text, ADD if getattr(size, "is_Add", False) else COMPARE, literal=True)
 
@@ -124,15 +145,18 @@ def number_expr(value: float | int | bool, dtype: torch.dtype) -> Expr:
     return Expr(text, UNARY if text.startswith("-") else ATOM, literal=True)
 
 
-def sum_expr(terms: Sequence[tuple[Expr, Size]], offset: Size) -> Expr:
+def sum_expr(
+    terms: Sequence[tuple[Expr, Size]], offset: Size, names: Names = MappingProxyType({})
+) -> Expr:
     """offset + sum(coefficient * term), what is subtracted last."""
-    signed = [(c == -1, _product(term, c)) for term, c in terms]
+    signed = [(c == -1, _product(term, c, names)) for term, c in terms]
     signed.sort(key=lambda part: part[0])
     if signed and signed[0][0]:  # all are subtracted: the offset goes first
-        signed.insert(0, (False, size_expr(offset)))
+        signed.insert(0, (False, size_expr(offset, names)))
     elif offset != 0 or not signed:
         negative = isinstance(offset, int) and offset < 0 and signed
-        signed.append((True, size_expr(-offset)) if negative else (False, size_expr(offset)))
+        size = size_expr(-offset if negative else offset, names)
+        signed.append((bool(negative), size))
     if len(signed) == 1:
         return replace(signed[0][1], literal=not terms)
     text = signed[0][1].at(ADD)
@@ -141,10 +165,10 @@ def sum_expr(terms: Sequence[tuple[Expr, Size]], offset: Size) -> Expr:
     return Expr(text, ADD, literal=not terms)
 
 
-def _product(term: Expr, coefficient: Size) -> Expr:
+def _product(term: Expr, coefficient: Size, names: Names) -> Expr:
     if coefficient in (1, -1):
         return term
-    return Expr(f"{term.at(MUL)} * {size_expr(coefficient).at(ATOM)}", MUL)
+    return Expr(f"{term.at(MUL)} * {size_expr(coefficient, names).at(ATOM)}", MUL)
 
 
 DTYPE_SHORT = {

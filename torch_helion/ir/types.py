@@ -10,6 +10,7 @@ of `TileType.axes` only matters to a reader (the printer) and to the interpreter
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import sympy
@@ -21,14 +22,32 @@ Size: TypeAlias = int | sympy.Expr
 AxisKind = Literal["block", "full", "const"]
 
 
+@lru_cache(maxsize=4096)
 def size_symbol(name: str) -> sympy.Symbol:
     """The run-time size argument `name` (an int64 >= 0)."""
     return sympy.Symbol(name, integer=True, nonnegative=True)
 
 
+@lru_cache(maxsize=4096)
 def block_symbol(axis: str) -> sympy.Symbol:
     """The block size of block axis `axis`: bound when a config is applied, not before."""
     return sympy.Symbol(f"block_{axis}", integer=True, positive=True)
+
+
+@lru_cache(maxsize=4096)
+def scalar_symbol(name: str) -> sympy.Symbol:
+    """An int64 of either sign: an integer argument, a bound value, a sequential loop's counter."""
+    return sympy.Symbol(name, integer=True)
+
+
+def begin_symbol(axis: Axis | str) -> sympy.Symbol:
+    """The first position of the current tile of a block axis whose loop is around the use."""
+    return size_symbol(f"begin_{_tile_name(axis)}")
+
+
+def id_symbol(axis: Axis | str) -> sympy.Symbol:
+    """The number of the current tile of a block axis whose loop is around the use."""
+    return size_symbol(f"id_{_tile_name(axis)}")
 
 
 @dataclass(frozen=True)
@@ -37,17 +56,28 @@ class Axis:
 
     kind "block": introduced by a loop, cut into tiles of a block size that the config chooses late;
     kind "full": always whole inside a grid step; kind "const": a literal extent (register arrays).
-    `size` is the extent of the whole range [0, size).
+    `size` is the extent of the whole range [0, size). `of` names another axis, of the same size and
+    kind: this one has the same positions (of the same tile) as an independent second axis.
     """
 
     name: str
     size: Size
     kind: AxisKind = "block"
+    of: str = ""
 
     @property
     def id_name(self) -> str:
         """Name under which index expressions read the number of the axis's current tile."""
         return f"{self.name}.id"
+
+    @property
+    def tile_name(self) -> str:
+        """The axis whose loop sets the tile: itself, or the one that this is an alias of."""
+        return self.of or self.name
+
+
+def _tile_name(axis: Axis | str) -> str:
+    return axis if isinstance(axis, str) else axis.tile_name
 
 
 @dataclass(frozen=True)
@@ -113,7 +143,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Gather:
-    """The index of one buffer dimension is operand number `operand` of the load or store."""
+    """The index of one buffer dimension is gathered operand number `operand` of the access."""
 
     operand: int
 

@@ -29,7 +29,10 @@ def canonicalize(kernel: Kernel) -> Kernel:
     phases = []
     for op in kernel.body.ops:
         inner = [o for region in op.regions for o in region.walk()]
-        stored = {o.attrs["buffer"] for o in inner if o.kind in ("store", "atomic")}
+        stores = [o for o in inner if o.kind in ("store", "atomic")]
+        stored = {o.attrs["buffer"] for o in stores}
+        if any(o.attrs.get("stacked") for o in stores):  # to addresses that may be any buffer's
+            stored = {b.name for b in kernel.buffers}
         state = _State(frozenset(stored))
         phases.append(replace(op, regions=tuple(state.region(r) for r in op.regions)))
     return replace(kernel, body=replace(kernel.body, ops=tuple(phases)))
@@ -48,8 +51,10 @@ class _State:
     makers: dict[Value, Op] = field(default_factory=dict)
     known: dict[Hashable, tuple[Value, ...]] = field(default_factory=dict)
 
-    def region(self, region: Region) -> Region:
-        outer = dict(self.known)
+    def region(self, region: Region, closed: bool = False) -> Region:
+        """`closed`: nothing outside may stand for a value inside."""
+        outer = self.known
+        self.known = {} if closed else dict(outer)
         ops = [new for op in region.ops if (new := self.op(op)) is not None]
         self.known = outer  # a value of this region is not there outside it
         return replace(region, ops=tuple(ops))
@@ -58,7 +63,8 @@ class _State:
         """The op with simpler operands, or None where an older value stands for its result."""
         op = replace(op, operands=tuple(self.stands.get(v, v) for v in op.operands))
         if op.regions:
-            return replace(op, regions=tuple(self.region(r) for r in op.regions))
+            closed = op.kind in ("reduce", "scan")
+            return replace(op, regions=tuple(self.region(r, closed) for r in op.regions))
         op_or_none = _simpler_access(self, op)
         if op_or_none is None:
             return None
@@ -88,7 +94,7 @@ class _State:
         """Equal for ops that give equal results; None for ops that must not be merged."""
         if not OP_KINDS[op.kind].pure or not op.results:
             return None
-        if op.attrs.get("buffer") in self.stored:
+        if op.attrs.get("buffer") in self.stored or op.attrs.get("stacked"):
             return None
         operands = [id(v) for v in op.operands]
         if op.attrs.get("fn") in _COMMUTATIVE and op.kind == "pointwise":

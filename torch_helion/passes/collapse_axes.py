@@ -10,13 +10,16 @@ times their stride along s. One long axis gives blocks of any size, longer vecto
 A pair (outer, inner) merges if, in the whole kernel,
 
 - every loop, value and reduction has both, side by side and outer first, or neither;
-- nothing asks for a position along one of them (iota, scan, sort), for the number of a tile, or for
-  one of the two block sizes;
+- nothing asks for a position along one of them (iota, scan, sort), for the number or the begin of a
+  tile, or for one of the two block sizes;
 - every access that uses them addresses memory as a function of `outer * size(inner) + inner`.
 
 A buffer whose two dimensions merge gets one dimension in their place. If it is accessed elsewhere
 through two other axes, those must merge as well: pairs are therefore found as a set. The kernel's
 arguments and sizes stay what they are: a merged size is a product.
+
+A kernel with loops or branches inside its grid, with block sizes of its own or with serial steps is
+left as it is.
 """
 
 from __future__ import annotations
@@ -29,13 +32,25 @@ from typing import Any
 import sympy
 
 from torch_helion.ir.graph import Kernel, Op, Region, Value
-from torch_helion.ir.types import Affine, Axis, Buffer, IndexExpr, Size, TileType, block_symbol
+from torch_helion.ir.types import (
+    Affine,
+    Axis,
+    Buffer,
+    IndexExpr,
+    Size,
+    TileType,
+    begin_symbol,
+    block_symbol,
+    id_symbol,
+)
 from torch_helion.passes.pass_manager import Pass
 
 _Pair = tuple[str, str]
 
 
 def collapse_axes(kernel: Kernel) -> Kernel:
+    if kernel.blocks or any(_structured(phase) for phase in kernel.phases):
+        return kernel
     while True:
         merged = _first_merge(kernel)
         if merged is None:
@@ -44,6 +59,12 @@ def collapse_axes(kernel: Kernel) -> Kernel:
 
 
 COLLAPSE_AXES = Pass("collapse_axes", collapse_axes)
+
+
+def _structured(phase: Op) -> bool:
+    """Whether the phase is more than a straight line over tiles that a config may choose freely."""
+    own = phase.attrs.get("serial") or phase.attrs.get("blocks")
+    return bool(own) or any(op.regions for op in phase.regions[0].ops)
 
 
 def _first_merge(kernel: Kernel) -> Kernel | None:
@@ -95,7 +116,11 @@ def _uses(kernel: Kernel) -> _Uses:
         if op.kind == "loop":
             rows.add(tuple(a.name for a in op.attrs["axes"]))
     symbols = set[Any]().union(*map(_symbols, _sizes(kernel)))
-    asked |= {a.name for a in kernel.axes().values() if block_symbol(a.name) in symbols}
+    for axis in kernel.axes().values():
+        if symbols & {block_symbol(axis.name), begin_symbol(axis), id_symbol(axis)}:
+            asked.add(axis.name)
+        if axis.of:  # its tile is that of another axis
+            asked |= {axis.name, axis.of}
     return _Uses(frozenset(rows), frozenset(asked), tuple(accesses))
 
 
@@ -108,13 +133,10 @@ def _defined(op: Op) -> Iterator[Value]:
 def _asked(op: Op) -> set[str]:
     """Axes along which the op is more than one computation a lane."""
     names: set[str] = set()
-    if op.kind in ("iota", "scan", "sort"):
+    if op.kind in ("iota", "scan"):
         names.add(op.attrs["axis"])
-    if op.kind in ("dot", "reshape"):
-        names.update(n for v in op.operands for n in v.type.axis_names)
-        names.update(op.result.type.axis_names)
-    if op.kind == "loop" and op.attrs["kind"] not in ("grid", "tile"):
-        names.update(a.name for a in op.attrs["axes"])
+    if op.kind in ("dot", "reshape", "reaxis", "sort", "take", "print"):
+        names.update(n for v in (*op.operands, *op.results) for n in v.type.axis_names)
     for expr in _affine(op):
         names.update(n.removesuffix(".id") for n in expr.axis_names if n.endswith(".id"))
     return names
@@ -299,7 +321,7 @@ class _Rewriter:
 
     def op(self, op: Op) -> Op:
         attrs = dict(op.attrs)
-        if op.kind in ("loop", "expand", "reshape"):
+        if op.kind in ("loop", "expand"):
             attrs["axes"] = self.axes(attrs["axes"])
         if op.kind == "reduce":
             names = [self.merged[n].name if n in self.merged else n for n in attrs["axes"]]
