@@ -7,6 +7,7 @@ language both go through here.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Mapping
@@ -46,7 +47,10 @@ def compile_kernel(
     machine = target.machine()
     verify(kernel)
     # A config's block sizes are those of the kernel's own axes, so they must not be merged then.
+    names = kernel.block_names
     kernel = pass_manager.run(SIMPLIFY if config is None else KEEP_AXES, kernel)
+    if config is not None and kernel.block_names != names:  # a loop is gone: its entry stays
+        kernel = dataclasses.replace(kernel, blocks=names)
     config = config or target.default_config(kernel, hints or {}, machine)
     text = target.print_kernel(kernel, config, machine)
     log.debug("%s with %s:\n%s", kernel.name, config, text)

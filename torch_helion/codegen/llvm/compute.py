@@ -554,6 +554,8 @@ def _float_to_int(
     """Truncation. Out of range is undefined in C; like x86's cvtt for int64 and its low bits for
     narrower types.
     """
+    if target is torch.uint64:
+        return _float_to_uint64(em, name, source, width)
     a = register_type(source, width)
     wide = torch.int64 if target.itemsize > 4 or target is torch.uint32 else torch.int32
     element = {torch.float32: "f32", torch.float64: "f64"}[source]
@@ -568,6 +570,17 @@ def _float_to_int(
     )
     raw = select(em, wide, width, outside, number(torch.iinfo(wide).min, wide, width), raw)
     return convert(em, raw, wide, target, width)
+
+
+def _float_to_uint64(em: PhaseEmitter, name: str, source: torch.dtype, width: int) -> str:
+    """As an int64, numbers from 2^63 on after 2^63 is taken off."""
+    a, out = register_type(source, width), register_type(torch.int64, width)
+    half = number(2.0**63, source, width)
+    high = em.let(f"fcmp oge {a} {name}, {half}", "high")
+    low = select(em, source, width, high, em.let(f"fsub {a} {name}, {half}"), name)
+    raw = _float_to_int(em, low, source, torch.int64, width)
+    top = number(torch.iinfo(torch.int64).min, torch.int64, width)
+    return select(em, torch.int64, width, high, em.let(f"xor {out} {raw}, {top}"), raw)
 
 
 def _from_bits(em: PhaseEmitter, name: str, source: torch.dtype, width: int) -> str:
@@ -626,7 +639,7 @@ def _rng(em: PhaseEmitter, op: Op, width: int, operands: tuple[str, ...]) -> str
     """Philox keyed by (seed, index); see ir/philox.py for the reference."""
     fn, dtype = op.attrs["fn"], op.result.type.dtype
     i64 = register_type(torch.int64, width)
-    symbol = em.math.use(fn, "f32", width)
+    symbol = em.math.use(f"{fn}{op.attrs.get('word') or ''}", "f32", width)
     result = i64 if fn == "randint" else register_type(torch.float32, width)
     arguments = ", ".join(f"{i64} {o}" for o in operands)
     name = em.let(f"call {result} {symbol}({arguments})", fn)

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import sympy
 
 from torch_helion.codegen.llvm.engine import Machine
-from torch_helion.codegen.llvm.schedule import choose_vector_axis
+from torch_helion.codegen.llvm.program_defaults import program_blocks
+from torch_helion.codegen.llvm.schedule import choose_vector_axis, is_plain
 from torch_helion.config import Config
 from torch_helion.ir.graph import Kernel, Op
 from torch_helion.ir.types import Axis, Size
@@ -44,6 +45,12 @@ def power_of_two(number: int) -> int:
 
 
 def default_config(kernel: Kernel, hints: Mapping[sympy.Symbol, int], machine: Machine) -> Config:
+    if any(not is_plain(kernel, phase) for phase in kernel.phases):
+        return Config(
+            block_sizes=program_blocks(kernel, hints, machine),
+            unroll=_unroll(kernel),
+            streaming_stores=_streaming(kernel, hints),
+        )
     sizes: list[int] = []
     for phase in kernel.phases:
         sizes += _blocks(phase, kernel, hints, machine)

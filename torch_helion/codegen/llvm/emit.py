@@ -16,13 +16,13 @@ element where masked accesses are slow).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from torch_helion import exc
-from torch_helion.codegen.llvm import compute, memory, reductions
+from torch_helion.codegen.llvm import columns, compute, memory, reductions
 from torch_helion.codegen.llvm.engine import Machine
 from torch_helion.codegen.llvm.registers import Piece, Reg, Scope
 from torch_helion.codegen.llvm.schedule import Loop, LoopAxis, Node, PhasePlan, Sink
@@ -66,7 +66,11 @@ class PhaseEmitter:
         self.begin: dict[str, str] = {}  # first index of a block axis's tile
         self.piece: Piece | None = None
         self.filled: set[Value] = set()  # arrays whose sweep is complete
-        self.accumulators: dict[Op, reductions.Accumulator | reductions.ArgAccumulator] = {}
+        self.sweep: Loop | None = None  # the vector loop that is being printed
+        self.sweeps_of: dict[Op, list[Loop]] = {}  # the vector loops that a load stands in
+        self.accumulators: dict[
+            Op, reductions.Accumulator | reductions.ArgAccumulator | columns.Strip
+        ] = {}
         self.layout = memory.ScratchLayout(self)
 
     # -- lines
@@ -186,7 +190,7 @@ class PhaseEmitter:
         counter = self.slot("i64", "step")
         with self.loop(counter, "%begin", "%end", "1", None, "step") as step:
             self._decode_step(step, tiles)
-            self._nodes(plan.nodes)
+            self.nodes(plan.nodes)
 
     def _decode_step(self, step: str, tiles: Mapping[str, str]) -> None:
         rest = step
@@ -237,10 +241,25 @@ class PhaseEmitter:
             f"{done[1:]}:",
         ]
 
-    def _nodes(self, nodes: list[Node]) -> None:
+    @contextmanager
+    def inline_scope(self, axis: str | None) -> Iterator[None]:
+        """A scope without a loop of its own: values with `axis` belong to this place."""
+        outer, scope = self.current, Scope(axis)
+        self.scopes.append(scope)
+        self.current = scope
+        yield
+        self.scopes.pop()
+        self.current = outer
+        outer.code += scope.code
+
+    def nodes(self, nodes: Sequence[Node | columns.Rows]) -> None:
         for node in nodes:
             if isinstance(node, Sink):
                 self._sink(node.op)
+            elif isinstance(node, columns.Rows):
+                node.emit(self)
+            elif columns.fits(self, node):
+                columns.sweep(self, node)
             else:
                 self._sweep(node)
 
@@ -256,7 +275,7 @@ class PhaseEmitter:
         for op in loop.reductions:
             self.accumulators[op] = reductions.start(self, op)
         if loop.axis.name == self.plan.vector:
-            self._vector_sweep(loop)
+            self.vector_sweep(loop)
         else:
             lo, hi = self.bounds(loop.axis)
             with self.loop(
@@ -269,13 +288,13 @@ class PhaseEmitter:
             ) as index:
                 saved = self.index.get(loop.axis.name)
                 self.index[loop.axis.name] = index
-                self._nodes(loop.body)
-            self._restore(loop.axis.name, saved)
+                self.nodes(loop.body)
+            self.restore(loop.axis.name, saved)
         for op in loop.reductions:
             self.accumulators.pop(op).finish()
         self.filled.update(loop.kept)
 
-    def _restore(self, name: str, saved: str | None) -> None:
+    def restore(self, name: str, saved: str | None) -> None:
         if saved is None:
             self.index.pop(name)
         else:
@@ -300,7 +319,8 @@ class PhaseEmitter:
     # -- the vector loop
     # ------------------------------------------------------------------------------
 
-    def _vector_sweep(self, loop: Loop) -> None:
+    def vector_sweep(self, loop: Loop) -> None:
+        self.sweep = loop
         lo, hi = self.bounds(loop.axis)
         width, unroll = self.width, self.unroll
         static = int(hi) if lo == "0" and hi.isdigit() else None
@@ -370,9 +390,9 @@ class PhaseEmitter:
             if piece.mask is not None:
                 piece = Piece(piece.width, piece.count, self._tail_mask(index, hi, piece.width))
             self.piece = piece
-            self._nodes(loop.body)
+            self.nodes(loop.body)
             self.piece = saved_piece
-        self._restore(name, saved)
+        self.restore(name, saved)
 
     def _tail_mask(self, index: str, hi: str, width: int) -> str:
         left = self.let(f"sub nsw i64 {hi}, {index}", "left")

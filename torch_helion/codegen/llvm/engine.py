@@ -284,7 +284,7 @@ _UNARY_LIBM = (
     "atanh erf erfc lgamma tgamma cbrt floor ceil trunc round rint nearbyint roundeven sqrt fabs"
 )
 _BINARY_LIBM = "pow atan2 fmod remainder hypot copysign fmin fmax fdim nextafter ldexp fma"
-_MEMORY = "memset memcpy memmove memcmp bcmp"
+_MEMORY = "memset memcpy memmove memcmp bcmp printf fflush"
 
 
 @lru_cache(maxsize=1)

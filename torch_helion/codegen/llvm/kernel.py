@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import sympy
 import torch
 
 from torch_helion import exc
+from torch_helion.codegen.llvm.dot import DotLibrary
 from torch_helion.codegen.llvm.emit import PhaseEmitter
 from torch_helion.codegen.llvm.engine import Machine
+from torch_helion.codegen.llvm.frames import Frame
+from torch_helion.codegen.llvm.legalize import legalize
 from torch_helion.codegen.llvm.memory import linear_terms
-from torch_helion.codegen.llvm.schedule import Loop, Node, PhasePlan, Sink, plan_phase
+from torch_helion.codegen.llvm.program import Settings
+from torch_helion.codegen.llvm.schedule import Loop, Node, PhasePlan, Sink, is_plain, plan_phase
+from torch_helion.codegen.llvm.steps import StructuredPhase, names_of_phase, print_structured
 from torch_helion.codegen.llvm.text import Names, SizeEmitter
 from torch_helion.codegen.llvm.vector_math import MathLibrary
 from torch_helion.config import Config
-from torch_helion.ir.graph import Kernel
+from torch_helion.ir.graph import Kernel, Op
 from torch_helion.ir.types import Size, block_symbol
 
 FORMAT = 1
@@ -39,11 +45,13 @@ class Choices:
     width: int
     unroll: int
     streaming: frozenset[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Everything in the config."""
 
 
 def grid_axes(kernel: Kernel) -> list[str]:
     """The tunable tile dimensions in program order: what `block_sizes` has one entry for."""
-    return [axis.name for phase in kernel.phases for axis in phase.attrs["axes"]]
+    return list(kernel.block_names)
 
 
 def read_config(kernel: Kernel, config: Config, machine: Machine) -> Choices:
@@ -57,6 +65,7 @@ def read_config(kernel: Kernel, config: Config, machine: Machine) -> Choices:
         width,
         config.get("unroll", 4),
         frozenset(config.get("streaming_stores", ())),
+        dict(config),
     )
 
 
@@ -65,12 +74,20 @@ def print_kernel(kernel: Kernel, config: Config, machine: Machine) -> str:
     choices = read_config(kernel, config, machine)
     math = MathLibrary(choices.width, machine)
     declares: set[str] = set()
-    plans = [
-        plan_phase(p, {b.name: b for b in kernel.buffers}, choices.blocks) for p in kernel.phases
-    ]
+    dots = DotLibrary(math, machine)
+    shared = Settings(
+        kernel, choices.blocks, choices.width, choices.unroll, math, dots, machine, declares, {},
+        choices.options,
+    )  # fmt: skip
     functions: list[str] = []
-    measures = []
-    for number, plan in enumerate(plans):
+    measures: list[PhasePlan | StructuredPhase] = []
+    for number, phase in enumerate(kernel.phases):
+        if not is_plain(kernel, phase):
+            lines, measure = _structured(shared, choices, phase, f"{kernel.name}_phase{number}")
+            functions += lines
+            measures.append(measure)
+            continue
+        plan = plan_phase(phase, {b.name: b for b in kernel.buffers}, choices.blocks)
         streaming = frozenset(b for b in choices.streaming if _can_stream(kernel, plan, b))
         name = f"{kernel.name}_phase{number}"
         if streaming:
@@ -89,11 +106,68 @@ def print_kernel(kernel: Kernel, config: Config, machine: Machine) -> str:
         *_header(kernel),
         *functions,
         *plan_function,
+        *shared.globals.values(),
+        *dots.definitions(),
         *math.definitions(),
         *sorted(declares),
         "!0 = !{i32 1}",
     ]
     return "\n".join(_unique_declares(parts)) + "\n"
+
+
+def _structured(
+    shared: Settings, choices: Choices, phase: Op, name: str
+) -> tuple[list[str], StructuredPhase]:
+    """A phase with structure inside, as a function (two, where stores may go past the caches)."""
+    kernel = shared.kernel
+    place = kernel.phases.index(phase)
+    phase = legalize(phase, {b.name: b for b in kernel.buffers})
+    plain, measure = _structured_function(shared, choices, phase, place, name, frozenset())
+    streaming = measure.streamable(choices.streaming)
+    if not streaming:
+        return plain, measure
+    plain, _ = _structured_function(shared, choices, phase, place, f"{name}_plain", frozenset())
+    lines, measure = _structured_function(
+        shared, choices, phase, place, f"{name}_stream", streaming
+    )
+    return [*lines, *plain, *_dispatch(kernel, name, streaming)], measure
+
+
+def _structured_function(
+    shared: Settings,
+    choices: Choices,
+    phase: Op,
+    number: int,
+    name: str,
+    streaming: frozenset[str],
+) -> tuple[list[str], StructuredPhase]:
+    kernel = shared.kernel
+    names = names_of_phase()
+    root = Frame.root(names, {})
+    root.sizes.known.update(_symbols(kernel, choices, names, root.code))
+    pointers = _pointers(kernel, root.sizes, names)
+    several = [n for n, p in enumerate(kernel.phases) if len(p.attrs["axes"]) > 1]
+    place = several.index(number) if number in several else -1
+    orders, groups = (choices.options.get(k, ()) for k in ("loop_orders", "l2_groupings"))
+    order = orders[place] if 0 <= place < len(orders) else None
+    grouping = groups[place] if 0 <= place < len(groups) else 1
+    lines, measure = print_structured(shared, phase, order, grouping, root, pointers, streaming)
+    internal = "internal " if name.endswith(("_stream", "_plain")) else ""
+    fence = ["  fence seq_cst"] if streaming else []
+    return [
+        *(f"; {line}" for line in measure.text()),
+        f"define {internal}i64 @{name}(ptr noalias %args, i64 %begin, i64 %end, "
+        "ptr noalias %scratch, ptr %workspace) nounwind {",
+        "entry:",
+        "  %nowhere = alloca [64 x i8], align 64",
+        "  %status = alloca i64, align 8",
+        *lines,
+        *fence,
+        "  %result = load i64, ptr %status",
+        "  ret i64 %result",
+        "}",
+        "",
+    ], measure
 
 
 def _unique_declares(lines: Iterable[str]) -> list[str]:
@@ -291,7 +365,7 @@ def _dispatch(kernel: Kernel, name: str, streaming: frozenset[str]) -> list[str]
 
 def _plan_function(
     kernel: Kernel,
-    plans: list[PhasePlan],
+    plans: list[PhasePlan | StructuredPhase],
     choices: Choices,
     math: MathLibrary,
     machine: Machine,
@@ -306,6 +380,9 @@ def _plan_function(
             workspace = sizes.add(workspace, _bytes(sizes, buffer.shape, buffer.dtype.itemsize))
     numbers = [workspace]
     for plan in plans:
+        if isinstance(plan, StructuredPhase):
+            numbers += [plan.steps(sizes), plan.step_cost(sizes), plan.scratch(sizes)]
+            continue
         steps = "1"
         for axis in plan.grid:
             steps = sizes.mul(steps, sizes.ceil_div(axis.size, plan.blocks[axis.name]))

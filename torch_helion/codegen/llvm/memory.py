@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torch_helion import exc
+from torch_helion.codegen.llvm import prefetch
 from torch_helion.codegen.llvm.registers import Reg, Scope
 from torch_helion.codegen.llvm.schedule import LoopAxis, PhasePlan, accumulator_dtype
 from torch_helion.codegen.llvm.text import literal, register_type, splat, storage_type
@@ -34,6 +34,12 @@ class Address:
     pointer: str
     step: Size
     offsets: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
+    """Pointers of each lane that take the place of `pointer` (stacked accesses)."""
+
+    @property
+    def contiguous(self) -> bool:
+        return bool(self.step == 1) and not self.offsets and not self.bases
 
 
 def _is_zero(size: Size) -> bool:
@@ -62,7 +68,11 @@ def address(
     index = op.attrs["index"]
     terms, constant = linear_terms(buffer, index)
     step = terms.pop(em.plan.vector, 0) if em.in_vector_scope(scope) and em.plan.vector else 0
-    pointer = _scalar_pointer(em, buffer, terms, constant)
+    bases: tuple[str, ...] = ()
+    if op.attrs.get("stacked"):
+        pointer, bases = _stacked_pointer(em, op, buffer, terms, constant, scope)
+    else:
+        pointer = _scalar_pointer(em, buffer, terms, constant)
     offsets: tuple[str, ...] = ()
     for dim, expr in enumerate(index):
         if isinstance(expr, Gather):
@@ -79,7 +89,53 @@ def address(
                     f"getelementptr {storage_type(buffer.dtype)}, ptr {pointer}, i64 {distance}",
                     "p",
                 )
-    return Address(pointer, step, offsets)
+                if bases:
+                    one = em.piece is None or em.piece.width == 1
+                    wide = distance if one else em.broadcast(distance, torch.int64)
+                    bases = tuple(_move_lanes(em, buffer, base, wide) for base in bases)
+    return Address(pointer, step, offsets, bases)
+
+
+def _stacked_pointer(
+    em: PhaseEmitter,
+    op: Op,
+    buffer: Buffer,
+    terms: dict[str, Size],
+    constant: Size,
+    scope: Scope,
+) -> tuple[str, tuple[str, ...]]:
+    """Where an access begins whose operand 0 holds addresses: one pointer, or one each lane."""
+    value = op.access.pointer
+    assert value is not None
+    reg = em.get(value)
+    distance = em.sizes(constant)
+    for name, coefficient in terms.items():
+        step = em.let(f"mul nsw i64 {em.index[name]}, {em.sizes(coefficient)}", "off")
+        distance = em.let(f"add nsw i64 {distance}, {step}", "off")
+    element = storage_type(buffer.dtype)
+    if not reg.vector:
+        pointer = em.let(f"inttoptr i64 {reg.names[0]} to ptr", "p")
+        return em.let(f"getelementptr {element}, ptr {pointer}, i64 {distance}", "p"), ()
+    assert em.piece is not None
+    width = em.piece.width
+    if width == 1:
+        bases = tuple(em.let(f"inttoptr i64 {n} to ptr", "p") for n in reg.names)
+    else:
+        type = f"<{width} x i64>"
+        bases = tuple(em.let(f"inttoptr {type} {n} to <{width} x ptr>", "ps") for n in reg.names)
+    wide = distance if width == 1 else em.broadcast(distance, torch.int64)
+    return "%nowhere", tuple(_move_lanes(em, buffer, base, wide) for base in bases)
+
+
+def _move_lanes(em: PhaseEmitter, buffer: Buffer, base: str, distance: str) -> str:
+    """Pointers of the lanes, `distance` elements further."""
+    assert em.piece is not None
+    element, width = storage_type(buffer.dtype), em.piece.width
+    if width == 1:
+        return em.let(f"getelementptr {element}, ptr {base}, i64 {distance}", "p")
+    return em.let(
+        f"getelementptr {element}, <{width} x ptr> {base}, <{width} x i64> {distance}", "ps"
+    )
 
 
 def _scalar_pointer(
@@ -133,8 +189,11 @@ def _add_offsets(em: PhaseEmitter, old: tuple[str, ...], new: tuple[str, ...]) -
 
 
 def _checked(em: PhaseEmitter, reg: Reg, extent: Size, guards: Sequence[str | None]) -> Reg:
-    """Indices with those out of [0, extent) replaced by 0 and reported."""
-    limit = em.sizes(extent)
+    return check_range(em, reg, em.sizes(extent), guards)
+
+
+def check_range(em: PhaseEmitter, reg: Reg, limit: str, guards: Sequence[str | None]) -> Reg:
+    """Indices with those out of [0, limit) replaced by 0 and reported."""
     vector = reg.vector
     width = em.piece.width if vector and em.piece else 1
     type, flags = register_type(torch.int64, width), register_type(torch.bool, width)
@@ -180,18 +239,21 @@ def load(em: PhaseEmitter, op: Op, scope: Scope) -> Reg:
         return Reg((_scalar_load(em, op, buffer, gathered, mask, scope),), buffer.dtype)
     if (
         mask is None
-        and not any(em.in_vector_scope(em.scope_of(g.type.axis_names)) for g in gathered)
+        and not any(em.in_vector_scope(em.scope_of(g.type.axis_names)) for g in op.operands)
         and not _has_vector_term(em, op, buffer)
     ):
-        raise exc.CodegenError(
-            f"llvm: load of {buffer.name} stands in the vector loop without using its axis"
-        )
+        # The same element for every lane (a stride of 0 along the vector axis).
+        return Reg((_scalar_load(em, op, buffer, gathered, mask, scope),), buffer.dtype)
     masks = em.widen(em.get(mask), scope) if mask is not None else None
     guards = [_lane_mask(em, masks, u) for u in range(em.piece.count)]
     where = address(em, op, gathered, scope, guards)
     names = tuple(
         _vector_load(em, buffer, where, u, g, op.attrs["other"]) for u, g in enumerate(guards)
     )
+    if where.contiguous and not where.bases and em.piece.width > 1:
+        steps, _ = linear_terms(buffer, op.attrs["index"])
+        first = _element_pointer(em, storage_type(buffer.dtype), where, 0)
+        prefetch.next_row(em, op, buffer, steps, first)
     return Reg(names, buffer.dtype, True)
 
 
@@ -200,6 +262,8 @@ def _has_vector_term(em: PhaseEmitter, op: Op, buffer: Buffer) -> bool:
 
 
 def _split_operands(op: Op, operands: Sequence[Value]) -> tuple[Sequence[Value], Value | None]:
+    if op.attrs.get("stacked"):
+        operands = operands[1:]
     return (operands[:-1], operands[-1]) if op.attrs["masked"] else (operands, None)
 
 
@@ -262,7 +326,7 @@ def _vector_load(
     type = f"<{width} x {element}>"
     stored_other = literal(other, torch.uint8 if dtype is torch.bool else dtype)
     fallback = splat(stored_other, element)
-    if where.step == 1 and not where.offsets:
+    if where.contiguous:
         pointer = _element_pointer(em, element, where, u)
         if mask is None:
             name = em.let(f"load {type}, ptr {pointer}, align {dtype.itemsize}", "x")
@@ -299,7 +363,7 @@ def _suffix(element: str) -> str:
 def _element_pointer(em: PhaseEmitter, element: str, where: Address, u: int) -> str:
     """Pointer to the first element of vector `u` (width 1: to the element)."""
     assert em.piece is not None and em.plan.vector is not None
-    pointer = where.pointer
+    pointer = where.bases[u] if where.bases else where.pointer
     if not _is_zero(where.step):
         factor = em.sizes(where.step)
         index = em.index[em.plan.vector]
@@ -324,6 +388,11 @@ def _lane_pointers(em: PhaseEmitter, element: str, where: Address, u: int) -> st
         )
     if offsets is None:
         offsets = "zeroinitializer"
+    if where.bases:
+        return em.let(
+            f"getelementptr {element}, <{width} x ptr> {where.bases[u]}, <{width} x i64> {offsets}",
+            "ps",
+        )
     return em.let(f"getelementptr {element}, ptr {where.pointer}, <{width} x i64> {offsets}", "ps")
 
 
@@ -380,7 +449,7 @@ def _vector_store(
     type = f"<{width} x {element}>"
     if dtype is torch.bool:
         name = em.let(f"zext <{width} x i1> {name} to {type}")
-    if where.step == 1 and not where.offsets:
+    if where.contiguous:
         pointer = _element_pointer(em, element, where, u)
         if mask is None:
             stream = buffer.name in em.streaming
@@ -444,17 +513,23 @@ class ScratchLayout:
             step = em.sizes.mul(step, extent)
         return strides, em.sizes.round_up(step, em.width)
 
+    def local(self, name: str) -> str:
+        """The position along an axis, counted within the tile."""
+        em = self.em
+        local = em.index[name]
+        if name not in em.begin:
+            return local
+        if em.begin[name] == local:
+            return "0"
+        return em.let(f"sub nsw i64 {local}, {em.begin[name]}", "at")
+
     def element(self, value: Value, part: str, dtype: torch.dtype, u: int) -> str:
         """Pointer to the element (or vector `u`) of the current position."""
         em = self.em
         pointer = self.pointer[value, part]
         element = storage_type(dtype)
         for name, stride in self.strides[value].items():
-            local = em.index[name]
-            if name in em.begin and em.begin[name] != local:
-                local = em.let(f"sub nsw i64 {local}, {em.begin[name]}", "at")
-            elif name in em.begin:
-                local = "0"
+            local = self.local(name)
             distance = local if stride == "1" else em.let(f"mul nsw i64 {local}, {stride}", "at")
             pointer = em.let(f"getelementptr {element}, ptr {pointer}, i64 {distance}", "p")
         if u and em.piece is not None:
@@ -484,6 +559,8 @@ def read_part(
     element = storage_type(dtype)
     type = element if width == 1 else f"<{width} x {element}>"
     names = []
+    if vector and width > 1 and _strided(em, value):
+        return _read_lanes(em, value, part, dtype)
     for u in range(count):
         name = em.let(
             f"load {type}, ptr {em.layout.element(value, part, dtype, u)}, align {dtype.itemsize}",
@@ -508,13 +585,119 @@ def write_part(
     width = em.piece.width if vector and em.piece else 1
     element = storage_type(dtype)
     type = element if width == 1 else f"<{width} x {element}>"
+    strided = vector and width > 1 and _strided(em, value)
     for u, name in enumerate(names):
         if dtype is torch.bool:
             name = em.let(f"zext {register_type(dtype, width)} {name} to {type}")
+        if strided:
+            _write_lanes(em, value, part, dtype, name, u)
+            continue
         em.line(
             f"store {type} {name}, ptr {em.layout.element(value, part, dtype, u)}, "
             f"align {dtype.itemsize}"
         )
+
+
+def _strided(em: PhaseEmitter, value: Value) -> bool:
+    """Whether neighbours along the vector axis do not lie side by side in the array."""
+    return em.layout.strides[value].get(em.plan.vector or "", "1") != "1"
+
+
+def _array_lanes(em: PhaseEmitter, value: Value, part: str, dtype: torch.dtype, u: int) -> str:
+    assert em.piece is not None and em.plan.vector is not None
+    width = em.piece.width
+    pointer = em.layout.element(value, part, dtype, 0)
+    stride = em.broadcast(em.layout.strides[value][em.plan.vector], torch.int64)
+    numbers = ", ".join(f"i64 {i + u * width}" for i in range(width))
+    offsets = em.let(f"mul <{width} x i64> {stride}, <{numbers}>", "off")
+    return em.let(
+        f"getelementptr {storage_type(dtype)}, ptr {pointer}, <{width} x i64> {offsets}", "ps"
+    )
+
+
+def _read_lanes(em: PhaseEmitter, value: Value, part: str, dtype: torch.dtype) -> tuple[str, ...]:
+    assert em.piece is not None
+    return tuple(
+        _gather(em, dtype, _array_lanes(em, value, part, dtype, u), em.piece.mask)
+        for u in range(em.piece.count)
+    )
+
+
+def _gather(em: PhaseEmitter, dtype: torch.dtype, pointers: str, mask: str | None) -> str:
+    """Lanes of scratch at `pointers`; lanes masked off hold zero."""
+    assert em.piece is not None
+    width, element = em.piece.width, storage_type(dtype)
+    type = f"<{width} x {element}>"
+    name = em.call(
+        type,
+        f"llvm.masked.gather.v{width}{_suffix(element)}.v{width}p0",
+        (f"<{width} x ptr>", pointers),
+        ("i32", str(dtype.itemsize)),
+        (f"<{width} x i1>", mask or "splat (i1 true)"),
+        (type, "zeroinitializer"),
+        hint="k",
+    )
+    return em.let(f"icmp ne {type} {name}, zeroinitializer") if dtype is torch.bool else name
+
+
+def _write_lanes(
+    em: PhaseEmitter, value: Value, part: str, dtype: torch.dtype, name: str, u: int
+) -> None:
+    assert em.piece is not None
+    width, element = em.piece.width, storage_type(dtype)
+    em.call(
+        "void",
+        f"llvm.masked.scatter.v{width}{_suffix(element)}.v{width}p0",
+        (f"<{width} x {element}>", name),
+        (f"<{width} x ptr>", _array_lanes(em, value, part, dtype, u)),
+        ("i32", str(dtype.itemsize)),
+        (f"<{width} x i1>", em.piece.mask or "splat (i1 true)"),
+    )
+
+
+def take(em: PhaseEmitter, value: Value, index: Reg, axis: str, limit: str, scope: Scope) -> Reg:
+    """Elements of an array in scratch at computed positions along one of its axes."""
+    dtype, vector = value.type.dtype, em.in_vector_scope(scope) and em.piece is not None
+    piece = em.piece if vector else None
+    guards = [piece.mask if piece is not None and index.vector else None] * len(index.names)
+    index = check_range(em, index, limit, guards)
+    strides, element = em.layout.strides[value], storage_type(dtype)
+    pointer = em.layout.pointer[value, "value"]
+    for name, stride in strides.items():
+        if name not in (axis, em.plan.vector if vector else None):
+            local = em.layout.local(name)
+            step = em.let(f"mul nsw i64 {local}, {stride}", "at")
+            pointer = em.let(f"getelementptr {element}, ptr {pointer}, i64 {step}", "p")
+    if piece is None:
+        step = em.let(f"mul nsw i64 {index.names[0]}, {strides[axis]}", "at")
+        pointer = em.let(f"getelementptr {element}, ptr {pointer}, i64 {step}", "p")
+        return Reg((_guarded_load(em, dtype, element, pointer, None, 0),), dtype)
+    own = em.plan.vector if em.plan.vector in strides and em.plan.vector != axis else None
+    names = []
+    for u, position in enumerate(em.widen(index, scope)):
+        offsets = _scale(em, (position,), strides[axis])[0]
+        if own is not None:
+            lane = _local_lanes(em, u)
+            offsets = _add_offsets(em, (offsets,), _scale(em, (lane,), strides[own]))[0]
+        if piece.width == 1:
+            at = em.let(f"getelementptr {element}, ptr {pointer}, i64 {offsets}", "p")
+            names.append(_guarded_load(em, dtype, element, at, None, 0))
+        else:
+            at = em.let(
+                f"getelementptr {element}, ptr {pointer}, <{piece.width} x i64> {offsets}", "ps"
+            )
+            names.append(_gather(em, dtype, at, piece.mask))
+    return Reg(tuple(names), dtype, True)
+
+
+def _local_lanes(em: PhaseEmitter, u: int) -> str:
+    """Positions of vector `u`'s lanes along the vector axis, counted within the tile."""
+    assert em.piece is not None and em.plan.vector is not None
+    lanes, begin = lane_index(em, u), em.begin.get(em.plan.vector)
+    if begin is None:
+        return lanes
+    wide = em.broadcast(begin, torch.int64) if em.piece.width > 1 else begin
+    return em.let(f"sub {register_type(torch.int64, em.piece.width)} {lanes}, {wide}", "at")
 
 
 def store_array(em: PhaseEmitter, value: Value, reg: Reg, scope: Scope) -> None:

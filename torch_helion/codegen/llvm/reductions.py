@@ -29,7 +29,7 @@ FLUSH_ITERATIONS = 128
 """Iterations of the unrolled vector loop after which a float sum moves to the second accumulator.
 """
 
-_COMBINE = {
+COMBINE = {
     "sum": "add",
     "prod": "mul",
     "any": "or",
@@ -162,7 +162,7 @@ class Accumulator:
             type = register_type(self.dtype, width)
             wins = self.em.let(f"fcmp {'ogt' if self.fn == 'max' else 'olt'} {type} {b}, {a}")
             return compute.select(self.em, self.dtype, width, wins, b, a)
-        return compute.POINTWISE_ROWS[_COMBINE[self.fn]](self.em, self.dtype, width, a, b)
+        return compute.POINTWISE_ROWS[COMBINE[self.fn]](self.em, self.dtype, width, a, b)
 
     def _update_array(self, reg: Reg) -> None:
         em, scope = self.em, self.em.current

@@ -24,13 +24,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import sympy
 import torch
 
 from torch_helion import exc
 from torch_helion.codegen.llvm.text import is_bits_only
-from torch_helion.ir.graph import Op, Value
+from torch_helion.ir.graph import Kernel, Op, Value
 from torch_helion.ir.ops import POINTWISE
-from torch_helion.ir.types import Affine, Axis, Buffer, Size
+from torch_helion.ir.types import Affine, Axis, Buffer, Size, begin_symbol, id_symbol
 
 SEQUENTIAL_FLOAT32_LIMIT = 64
 """Float32 sums that add more terms than this (or unbounded many) one after the other are kept in
@@ -113,12 +114,67 @@ def _render(nodes: Iterable[Node], pad: str) -> list[str]:
             what = op.attrs.get("buffer", "")
             if op.kind == "reduce":
                 what = f"{op.attrs['fn']} -> {op.result.hint}"
+            elif op.kind in ("keep", "assign"):
+                what = op.operands[0].hint
             lines.append(f"{pad}{op.kind} {what}".rstrip())
         else:
             kept = f"  keeps {', '.join(v.hint for v in node.kept)}" if node.kept else ""
             lines.append(f"{pad}for {node.axis.name}:{kept}")
             lines += _render(node.body, pad + "  ")
     return lines
+
+
+_PLAIN = {
+    *("load", "store", "assert", "pointwise", "cast", "bitcast", "reduce", "expand"),
+    *("iota", "const", "size", "rng"),
+}
+
+
+def is_plain(kernel: Kernel, phase: Op) -> bool:
+    """Whether a phase is a straight line that one plan holds, in the terms of capture's kernels."""
+    if kernel.blocks or "blocks" in phase.attrs or phase.attrs.get("serial"):
+        return False
+    if not _lanes_only(phase):
+        return False
+    tiles = {s(a) for a in phase.attrs["axes"] for s in (begin_symbol, id_symbol)}
+    return all(
+        op.kind in _PLAIN
+        and op.attrs.get("fn") != "custom"
+        and not op.attrs.get("stacked")
+        and not _symbols(op) & tiles
+        for op in phase.regions[0].ops
+    )
+
+
+def _lanes_only(phase: Op) -> bool:
+    """Whether each buffer is stored to once, and loaded from before in the same places only: then
+    the order of loads and stores is that of every lane by itself.
+    """
+    stores: dict[str, Op] = {}
+    loads: dict[str, list[Op]] = {}
+    for op in phase.regions[0].ops:
+        if op.kind == "store":
+            if op.attrs["buffer"] in stores:
+                return False
+            stores[op.attrs["buffer"]] = op
+        elif op.kind == "load":
+            if op.attrs["buffer"] in stores:
+                return False
+            loads.setdefault(op.attrs["buffer"], []).append(op)
+    return all(
+        load.attrs["index"] == store.attrs["index"]
+        for name, store in stores.items()
+        for load in loads.get(name, ())
+    )
+
+
+def _symbols(op: Op) -> set[sympy.Basic]:
+    """Symbols in the sizes of an operation's attributes."""
+    sizes: list[Size] = [op.attrs["expr"]] if op.kind == "size" else []
+    for index in op.attrs.get("index", ()):
+        if isinstance(index, Affine):
+            sizes += [index.offset, *(c for _, c in index.terms)]
+    return {x for s in sizes if not isinstance(s, int) for x in s.free_symbols}
 
 
 def plan_phase(phase: Op, buffers: Mapping[str, Buffer], blocks: Mapping[str, int]) -> PhasePlan:

@@ -9,8 +9,6 @@ from torch_helion.codegen.llvm.text import STORAGE
 from torch_helion.codegen.target import Target
 from torch_helion.ir.ops import OP_KINDS, REDUCTIONS
 
-UNSUPPORTED = frozenset({"if", "while", "yield", "atomic", "scan", "dot", "reshape", "sort"})
-
 LLVM = Target(
     name="llvm",
     suffix="ll",
@@ -18,12 +16,11 @@ LLVM = Target(
     dtypes=STORAGE,
     pointwise=POINTWISE_ROWS,
     reductions=frozenset(REDUCTIONS),
-    op_kinds=frozenset(OP_KINDS) - UNSUPPORTED,
+    op_kinds=frozenset(OP_KINDS),
     default_config=defaults.default_config,
     print_kernel=print_kernel,
     machine=engine.host_machine,
     machine_key=engine.machine_key,
     build=engine.compile_object,
     load=engine.load_object,
-    unsupported=UNSUPPORTED,
 )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch_helion.codegen.llvm import vector_math_arithmetic as arithmetic
 from torch_helion.codegen.llvm import vector_math_exponential as exponential
@@ -61,6 +62,18 @@ def _rows(module: object, names: str, arity: int = 1, inline: bool = True) -> li
 
 _RANDOM = ("i64", "i64")  # seed, index
 
+
+def _random_rows(word: int) -> list[MathFunction]:
+    """Random numbers from one word of the Philox block: "rand", and "rand1" to "rand3"."""
+    bounds = (*_RANDOM, "i64", "i64")
+    end = str(word or "")
+    return [
+        MathFunction(f"rand{end}", partial(random.rand, word=word), _RANDOM, "f32"),
+        MathFunction(f"randn{end}", partial(random.randn, word=word), _RANDOM, "f32"),
+        MathFunction(f"randint{end}", partial(random.randint, word=word), bounds, "i64"),
+    ]
+
+
 FUNCTIONS: dict[str, MathFunction] = {
     row.name: row
     for row in (
@@ -83,9 +96,7 @@ FUNCTIONS: dict[str, MathFunction] = {
         MathFunction("e4m3fn_to_f32", arithmetic.e4m3fn_to_f32, ("i8",), "f32"),
         MathFunction("f32_to_e5m2", arithmetic.f32_to_e5m2, ("f32",), "i8"),
         MathFunction("e5m2_to_f32", arithmetic.e5m2_to_f32, ("i8",), "f32"),
-        MathFunction("rand", random.rand, _RANDOM, "f32"),
-        MathFunction("randn", random.randn, _RANDOM, "f32"),
-        MathFunction("randint", random.randint, (*_RANDOM, "i64", "i64"), "i64"),
+        *(row for word in range(4) for row in _random_rows(word)),
     )
 }
 

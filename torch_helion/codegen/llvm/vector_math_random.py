@@ -39,14 +39,20 @@ def _unit_interval(e: Emitter, word: Value) -> Value:
     return e.convert("sitofp", bits, "f32") * 2.0**-24
 
 
-def rand(e: Emitter, seed: Value, index: Value) -> Value:
+def _two(e: Emitter, seed: Value, index: Value, word: int) -> tuple[Value, Value]:
+    """Word `word` of the block and the one after it (word 0 after word 3)."""
+    four = philox_words(e, seed, index)
+    return four[word], four[(word + 1) % 4]
+
+
+def rand(e: Emitter, seed: Value, index: Value, word: int = 0) -> Value:
     """Uniform f32 in [0, 1): multiples of 2^-24."""
-    return _unit_interval(e, philox_words(e, seed, index)[0])
+    return _unit_interval(e, philox_words(e, seed, index)[word])
 
 
-def randn(e: Emitter, seed: Value, index: Value) -> Value:
+def randn(e: Emitter, seed: Value, index: Value, word: int = 0) -> Value:
     """Standard normal f32 by Box and Muller: √(-2·log u)·cos(2πv)."""
-    first, second, _, _ = philox_words(e, seed, index)
+    first, second = _two(e, seed, index, word)
     u = e.convert("uitofp", e.convert("trunc", first, "i32"), "f32")
     u = e.fma(u, 2.0**-32, 2.0**-33)  # in (0, 1]
     radius = e.sqrt(log(e, u) * -2.0)
@@ -56,9 +62,9 @@ def randn(e: Emitter, seed: Value, index: Value) -> Value:
     return radius * sin_half_turn(e, angle)
 
 
-def randint(e: Emitter, seed: Value, index: Value, low: Value, high: Value) -> Value:
+def randint(e: Emitter, seed: Value, index: Value, low: Value, high: Value, word: int = 0) -> Value:
     """Uniform i64 in [low, high): the upper half of a 64-bit random number times high - low."""
-    first, second, _, _ = philox_words(e, seed, index)
+    first, second = _two(e, seed, index, word)
     span = high - low
     span0, span1 = span & _WORD, span >> 32
     # (second·2^32 + first)·(span1·2^32 + span0) >> 64, in 32-bit pieces

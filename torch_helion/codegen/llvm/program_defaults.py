@@ -1,0 +1,229 @@
+"""Default block sizes of programs with structure: from their products first, then from their rows.
+
+In: a kernel, typical sizes, a machine. Out: a block size for each tunable name, a power of two.
+A product over a looped k gets the blocks that its register tiles want; a product whose result has
+a looped axis (attention's scores) long tiles of that axis under some rows of the grid; what is left
+is cut so that a step works on what L1 holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import sympy
+
+from torch_helion.codegen.llvm.dot import default_blocks
+from torch_helion.codegen.llvm.engine import Machine
+from torch_helion.codegen.llvm.ranks import axis_ranks
+from torch_helion.ir.graph import Kernel, Op, Value, loop_blocks
+from torch_helion.ir.types import Axis, Size, block_symbol
+
+SCORE_ROWS = 128
+"""Rows of a tile of scores: its statistics, and the tile itself in L2."""
+SCORE_COLUMNS = 512
+LOOP_TILE = 1024
+"""Elements of a tile along the vector axis of an inner loop."""
+LOOP_LINES = 32
+"""Tiles of inner loops along other axes."""
+STEP_ELEMENTS = 4096
+"""Elements of one grid step that has no inner loop."""
+GRID_VECTOR = 256
+"""Least elements along a vector axis of the grid."""
+SPLITS, SPLIT_K = 8, 512
+"""Parts of a k that the grid is over, and the least elements of one."""
+UNKNOWN = 4096
+
+
+@dataclass
+class _Facts:
+    """One phase, with typical extents."""
+
+    phase: Op
+    kernel: Kernel
+    machine: Machine
+    hints: Mapping[sympy.Symbol, int]
+    blocks: dict[str, int]
+    """Chosen so far, by name."""
+    names: dict[str, str] = field(default_factory=dict)
+    """The tunable name of an axis's block."""
+    fixed: dict[str, int] = field(default_factory=dict)
+    """Block sizes that the program gives, by axis."""
+    grid: tuple[str, ...] = ()
+    loops: tuple[str, ...] = ()
+    axes: dict[str, Axis] = field(default_factory=dict)
+
+    def extent(self, name: str) -> int:
+        return estimate(self.axes[name].size, self.hints)
+
+    def choose(self, name: str, size: int) -> None:
+        """Give an axis's block its size, unless it has one."""
+        block = self.names.get(name)
+        if block is not None and block not in self.blocks:
+            whole = 1 << max(0, self.extent(name) - 1).bit_length()
+            self.blocks[block] = max(1, min(size, whole))
+
+    def block(self, name: str) -> int | None:
+        """Elements of a tile; None: not chosen yet."""
+        if name in self.fixed:
+            return self.fixed[name]
+        if name in self.names:
+            return self.blocks.get(self.names[name])
+        return self.extent(name)
+
+
+def estimate(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
+    """A typical value of a size."""
+    if isinstance(size, int):
+        return size
+    value = size.xreplace({s: sympy.Integer(hints.get(s, UNKNOWN)) for s in size.free_symbols})
+    try:
+        return max(0, int(value))
+    except TypeError:
+        return UNKNOWN
+
+
+def program_blocks(
+    kernel: Kernel, hints: Mapping[sympy.Symbol, int], machine: Machine
+) -> list[int]:
+    """Block sizes in the order of `kernel.block_names`."""
+    blocks: dict[str, int] = {}
+    phases = [_facts(kernel, p, hints, machine, blocks) for p in kernel.phases]
+    for facts in phases:
+        for op in facts.phase.regions[0].walk():
+            if op.kind == "dot":
+                _product(facts, op)
+    for facts in phases:
+        _rows(facts)
+    return [blocks.get(name, 32) for name in kernel.block_names]
+
+
+def _facts(
+    kernel: Kernel,
+    phase: Op,
+    hints: Mapping[sympy.Symbol, int],
+    machine: Machine,
+    blocks: dict[str, int],
+) -> _Facts:
+    facts = _Facts(phase, kernel, machine, hints, blocks)
+    tunable = {block_symbol(n): n for n in kernel.block_names}
+    loops = [op for op in phase.regions[0].walk() if op.kind == "loop"]
+    for op in (phase, *loops):
+        for axis, size in zip(op.attrs["axes"], loop_blocks(op), strict=True):
+            facts.axes[axis.name] = axis
+            if size in tunable:
+                facts.names[axis.name] = tunable[size]  # type: ignore[index]
+            elif isinstance(size, int):
+                facts.fixed[axis.name] = size
+    facts.grid = tuple(a.name for a in phase.attrs["axes"])
+    facts.loops = tuple(a.name for op in loops for a in op.attrs["axes"])
+    for op in phase.regions[0].walk():
+        for value in (*op.operands, *op.results):
+            for axis in value.type.axes:
+                facts.axes.setdefault(axis.name, axis)
+                if axis.of in facts.names:
+                    facts.names[axis.name] = facts.names[axis.of]
+                elif axis.of in facts.fixed:
+                    facts.fixed[axis.name] = facts.fixed[axis.of]
+    return facts
+
+
+# -- products -------------------------------------------------------------------------------------
+
+
+def _product(facts: _Facts, op: Op) -> None:
+    a, b = ([n for n in v.type.axis_names if facts.fixed.get(n) != 1] for v in op.operands[:2])
+    k = op.attrs["k"]
+    rows, columns = [n for n in a if n not in b], [n for n in b if n not in a]
+    if any(n in facts.loops for n in (*rows, *columns)):
+        for name in (*rows, *columns):
+            facts.choose(name, SCORE_COLUMNS if name in facts.loops else SCORE_ROWS)
+        return
+    if k in facts.loops and not any(n in facts.grid for n in (*rows, *columns)):
+        facts.choose(k, SCORE_COLUMNS)
+        return
+    m, n = (_last(facts, names) for names in (rows, columns))
+    sizes = [max(1, facts.extent(x)) if x else 1 for x in (m, n, k)]
+    computed = not all(_is_load(facts, v) for v in op.operands[:2])
+    found = default_blocks(
+        sizes[0],
+        sizes[1],
+        sizes[2],
+        op.operands[0].type.dtype,
+        facts.machine,
+        b_unit=_unit(facts, op.operands[1], k),
+        computed=computed,
+    )
+    for name, size in zip((m, n, k), found, strict=True):
+        if name in facts.grid and name == k:
+            facts.choose(name, max(SPLIT_K, size // SPLITS))
+        elif name is not None:
+            facts.choose(name, size)
+    for name in (*rows, *columns):
+        facts.choose(name, 1)
+
+
+def _last(facts: _Facts, names: Iterable[str]) -> str | None:
+    """The axis of one side that matters: tunable if there is such a one, the longest."""
+    return max(names, key=lambda n: (n in facts.names, facts.extent(n)), default=None)
+
+
+def _producer(facts: _Facts, value: Value) -> Op | None:
+    ops = facts.phase.regions[0].walk()
+    return next((op for op in ops if value in op.results), None)
+
+
+def _is_load(facts: _Facts, value: Value) -> bool:
+    op = _producer(facts, value)
+    return op is not None and op.kind == "load" and not op.attrs["masked"]
+
+
+def _unit(facts: _Facts, value: Value, k: str) -> str:
+    """Whether an operand's neighbours lie along k or along its other axis."""
+    op = _producer(facts, value)
+    if op is None or op.kind != "load":
+        return "n"
+    buffer = facts.kernel.buffer(op.attrs["buffer"])
+    for stride, index in zip(buffer.strides, op.attrs["index"], strict=True):
+        if stride == 1 and k in getattr(index, "axis_names", ()):
+            return "k"
+    return "n"
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def _rows(facts: _Facts) -> None:
+    """What products left open: inner loops first, then the grid around them."""
+    buffers = {b.name: b for b in facts.kernel.buffers}
+    rank = axis_ranks(facts.phase, buffers, facts.axes, facts.fixed)
+    vector = max(rank, key=rank.__getitem__, default=None)
+    inner = sorted(facts.loops, key=rank.__getitem__, reverse=True)
+    free = vector not in facts.grid and not _has_long_full_axis(facts)
+    widest = inner[0] if inner and free else None
+    for name in inner:
+        facts.choose(name, LOOP_TILE if name in (vector, widest) else LOOP_LINES)
+    budget = max(1, STEP_ELEMENTS // max(1, _inside(facts)))
+    for name in sorted(facts.grid, key=rank.__getitem__, reverse=True):
+        if facts.block(name) is None:
+            size = max(budget, GRID_VECTOR) if name == vector else budget
+            facts.choose(name, 1 << (max(1, size).bit_length() - 1))
+        block = facts.block(name) or 1
+        budget = max(1, budget // max(1, min(block, facts.extent(name))))
+
+
+def _has_long_full_axis(facts: _Facts) -> bool:
+    return any(a.kind == "full" and facts.extent(a.name) >= 64 for a in facts.axes.values())
+
+
+def _inside(facts: _Facts) -> int:
+    """Elements that one point of the grid works on."""
+    largest = 1
+    for op in facts.phase.regions[0].walk():
+        for value in op.results:
+            count = 1
+            for axis in value.type.axes:
+                if axis.tile_name not in facts.grid:
+                    count *= max(1, facts.extent(axis.name))
+            largest = max(largest, count)
+    return largest
