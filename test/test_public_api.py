@@ -10,7 +10,7 @@ import pytest
 
 import torch_helion
 
-PUBLIC = ["Settings", "__version__", "empty_cache", "exc", "explain", "settings"]
+PUBLIC = ["Settings", "__version__", "empty_cache", "exc", "explain", "settings", "weights"]
 
 
 def run_python(code: str) -> str:

@@ -21,6 +21,7 @@ from torch_helion.capture import backend as _backend
 if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr__` does this work
     from torch_helion import exc as exc
     from torch_helion import settings as settings
+    from torch_helion import weights as weights
     from torch_helion.explain import explain as explain
     from torch_helion.runtime.launcher import empty_cache as empty_cache
     from torch_helion.settings import Settings as Settings
@@ -34,6 +35,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "exc": ("torch_helion.exc", ""),
     "explain": ("torch_helion.explain", "explain"),
     "settings": ("torch_helion.settings", ""),
+    "weights": ("torch_helion.weights", ""),
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "exc",
     "explain",
     "settings",
+    "weights",
 ]
 
 

@@ -1,0 +1,1 @@
+"""Pickle checkpoints to safetensors without executing or importing anything that they name."""
