@@ -717,6 +717,23 @@ PyObject* make_kernel_type() {
   return type;
 }
 
+bool is_kernel_object(PyObject* object) {
+  return is_kernel(object);
+}
+
+KernelArity kernel_arity(PyObject* kernel) {
+  const auto* self = reinterpret_cast<const Kernel*>(kernel);
+  return {self->n_tensors, self->n_ints};
+}
+
+const c10::ScalarType* tensor_dtypes(PyObject* kernel) {
+  return reinterpret_cast<const Kernel*>(kernel)->scalar_types;
+}
+
+bool run_packed(PyObject* kernel, const int64_t* slots) {
+  return run(reinterpret_cast<const Kernel*>(kernel), slots);
+}
+
 PyObject* launch(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return guarded([&]() -> PyObject* {
     Py_ssize_t i = 0;

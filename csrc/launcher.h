@@ -7,6 +7,8 @@
 
 #include <Python.h>
 
+#include <c10/core/ScalarType.h>
+
 #include <cstdint>
 
 namespace torch_helion {
@@ -34,6 +36,17 @@ enum Status : int64_t {
 // The type Kernel(name, plan, phases, dtypes, n_ints, keepalive).
 // A new reference, or nullptr with an error set.
 PyObject* make_kernel_type();
+
+// What a Kernel object takes, and a run of it on packed arguments (its slots,
+// all checked by the caller): false with a Python error set.
+struct KernelArity {
+  Py_ssize_t tensors;
+  Py_ssize_t ints;
+};
+bool is_kernel_object(PyObject* object);
+KernelArity kernel_arity(PyObject* kernel);
+const c10::ScalarType* tensor_dtypes(PyObject* kernel);
+bool run_packed(PyObject* kernel, const int64_t* slots);
 
 // launch(kernel0, *args0, kernel1, *args1, ...): METH_FASTCALL.
 PyObject* launch(PyObject*, PyObject* const* args, Py_ssize_t n);

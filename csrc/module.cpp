@@ -2,6 +2,7 @@
 
 #include <Python.h>
 
+#include "call.h"
 #include "errors.h"
 #include "launcher.h"
 #include "parallel.h"
@@ -71,6 +72,11 @@ PyModuleDef module_def = {
     nullptr,
     nullptr};
 
+bool add_type(const PyRef& module, const char* name, PyObject* type) {
+  const PyRef owned(type);
+  return owned && PyModule_AddObjectRef(module.get(), name, type) == 0;
+}
+
 PyObject* make_module() {
   if (!init_python_tensor()) {
     return nullptr;
@@ -78,12 +84,11 @@ PyObject* make_module() {
   pool_allocator();
   watch_forks();
   PyRef module(PyModule_Create(&module_def));
-  PyRef kernel(module ? make_kernel_type() : nullptr);
-  if (!kernel ||
-      PyModule_AddObjectRef(module.get(), "Kernel", kernel.get()) < 0) {
-    return nullptr;
-  }
-  return module.release();
+  const bool complete = module &&
+      add_type(module, "Kernel", make_kernel_type()) &&
+      add_type(module, "Match", make_match_type()) &&
+      add_type(module, "Launch", make_launch_type());
+  return complete ? module.release() : nullptr;
 }
 
 } // namespace

@@ -21,7 +21,7 @@ def _reread_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_every_field_has_type_help_and_a_derived_variable() -> None:
-    for field in dataclasses.fields(settings.Settings):
+    for field in dataclasses.fields(settings.Switches):
         assert settings.fields()[field.name] in (bool, int, float, str)
         assert field.metadata["help"]
         assert settings.env_name(field.name) == "TORCH_HELION_" + field.name.upper()
@@ -29,7 +29,7 @@ def test_every_field_has_type_help_and_a_derived_variable() -> None:
 
 
 def test_defaults_without_environment() -> None:
-    default = settings.Settings.from_environment({})
+    default = settings.Switches.from_environment({})
     assert default.check and not default.strict and not default.dump
     assert default.cache_dir.endswith("torch_helion")
 
@@ -47,11 +47,11 @@ def test_defaults_without_environment() -> None:
     ],
 )
 def test_words_for_booleans(text: str, value: bool) -> None:
-    assert settings.Settings.from_environment({"TORCH_HELION_STRICT": text}).strict is value
+    assert settings.Switches.from_environment({"TORCH_HELION_STRICT": text}).strict is value
 
 
 def test_numbers_and_texts() -> None:
-    made = settings.Settings.from_environment(
+    made = settings.Switches.from_environment(
         {"TORCH_HELION_CACHE_LIMIT_MB": "7", "TORCH_HELION_DUMP": "/x y"}
     )
     assert made.cache_limit_mb == 7
@@ -61,7 +61,7 @@ def test_numbers_and_texts() -> None:
 @pytest.mark.parametrize(("name", "text"), [("STRICT", "maybe"), ("CACHE_LIMIT_MB", "1GB")])
 def test_a_wrong_value_names_the_variable(name: str, text: str) -> None:
     with pytest.raises(exc.InvalidValue, match=f"TORCH_HELION_{name} cannot be '{text}'"):
-        settings.Settings.from_environment({f"TORCH_HELION_{name}": text})
+        settings.Switches.from_environment({f"TORCH_HELION_{name}": text})
 
 
 def test_environment_is_read_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_patch_is_seen_by_its_own_thread_only() -> None:
         thread = threading.Thread(target=lambda: seen.append(settings.current().cache_limit_mb))
         thread.start()
         thread.join()
-    assert seen == [settings.Settings().cache_limit_mb]
+    assert seen == [settings.Switches().cache_limit_mb]
 
 
 def test_unknown_names_say_the_nearest() -> None:
@@ -149,4 +149,92 @@ def test_every_error_is_a_base() -> None:
     assert len(classes) >= 10
     for c in classes:
         assert issubclass(c, exc.Base) and issubclass(c, RuntimeError)
-        assert c.__name__ in (exc.__doc__ or "") and c.__doc__
+        assert c.__doc__
+
+
+# ---------------------------------------------------------------------- settings of a kernel
+
+
+def test_kernel_settings_have_defaults_and_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HELION_INTERPRET", "TORCH_HELION_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    made = settings.Settings()
+    assert made.static_shapes and made.autotune_effort == "full" and made.ignore_warnings == []
+    assert made.ref_mode is settings.RefMode.OFF and made.index_dtype is None
+    assert len(dataclasses.fields(made)) >= 50
+    for field in dataclasses.fields(made):
+        assert field.metadata["help"] and settings.env_name(field.name) in settings.describe()
+    assert made.to_dict()["fast_math"] is False
+    assert made.copy(fast_math=True).fast_math and not made.fast_math
+
+
+def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HELION_STATIC_SHAPES", "0")
+    assert not settings.Settings().static_shapes
+    assert settings.Settings(static_shapes=True).static_shapes
+    monkeypatch.setenv("TORCH_HELION_STATIC_SHAPES", "1")
+    assert settings.Settings().static_shapes, "our own name wins over the alias"
+
+
+def test_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    for name, text in {
+        "HELION_INTERPRET": "1",
+        "HELION_INDEX_DTYPE": "int64",
+        "HELION_AUTOTUNE_EFFORT": "none",
+        "HELION_IGNORE_WARNINGS": "WrongDevice, TensorOperationInWrapper",
+        "HELION_AUTOTUNE_CONFIG_OVERRIDES": '{"num_warps": 4}',
+        "HELION_AUTOTUNE_BUDGET_SECONDS": "7",
+        "HELION_AUTOTUNE_REBENCHMARK_THRESHOLD": "2.5",
+        "TRITON_F32_DEFAULT": "ieee",
+    }.items():
+        monkeypatch.setenv(name, text)
+    made = settings.Settings()
+    assert made.ref_mode is settings.RefMode.EAGER and made.index_dtype is torch.int64
+    assert made.autotune_effort == "none" and made.dot_precision == "ieee"
+    assert made.ignore_warnings == ["WrongDevice", "TensorOperationInWrapper"]
+    assert made.autotune_config_overrides == {"num_warps": 4}
+    assert made.autotune_budget_seconds == 7 and made.autotune_rebenchmark_threshold == 2.5
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("HELION_STATIC_SHAPES", "maybe"),
+        ("HELION_AUTOTUNE_EFFORT", "some"),
+        ("HELION_INDEX_DTYPE", "int65"),
+        ("HELION_AUTOTUNE_CONFIG_OVERRIDES", "[1]"),
+        ("HELION_AUTOTUNE_BEST_OF_K", "x"),
+    ],
+)
+def test_wrong_variables_are_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ValueError, match="cannot be"):
+        settings.Settings()
+
+
+def test_settings_can_be_changed_but_not_misspelt() -> None:
+    made = settings.Settings(ignore_warnings=[exc.WrongDevice])
+    made.static_shapes = False
+    assert not made.static_shapes
+    with pytest.raises(TypeError, match="did you mean 'static_shapes'"):
+        made.static_shape = True
+    with pytest.raises(ValueError, match="'none' or 'quick' or 'full'"):
+        made.autotune_effort = "much"
+    with pytest.raises(ValueError, match="ref_mode"):
+        settings.Settings(ref_mode=True)
+    with pytest.raises(ValueError, match="ignore_warnings"):
+        settings.Settings(ignore_warnings=[ValueError])
+
+
+def test_flags_and_switches_have_aliases(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.flag("SKIP_CACHE") == ""
+    monkeypatch.setenv("HELION_SKIP_CACHE", "1")
+    assert settings.flag("SKIP_CACHE") == "1"
+    made = settings.Switches.from_environment({"HELION_CACHE_DIR": "/x", "HELION_LOGS": "all"})
+    assert made.cache_dir == "/x" and made.logs == "all"
+    both = {"HELION_CACHE_DIR": "/x", "TORCH_HELION_CACHE_DIR": "/y"}
+    assert settings.Switches.from_environment(both).cache_dir == "/y"

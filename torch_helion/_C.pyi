@@ -58,6 +58,41 @@ class Kernel:
     def __copy__(self) -> Kernel: ...
     def __deepcopy__(self, memo: object, /) -> Kernel: ...
 
+@final
+class Match:
+    """Whether a tuple of values is as its specs say: what a specialisation was made for.
+
+    A spec is None (anything), ``("type", type)``, ``("value", value)``, or ``("tensor", dtype,
+    sizes, strides)`` with None for what may be anything and -2 for what may be anything but 1.
+    """
+
+    def __new__(cls, specs: tuple[tuple[object, ...] | None, ...]) -> Match: ...
+    def __call__(self, values: tuple[object, ...], /) -> bool: ...
+
+@final
+class Launch:
+    """A kernel with the way from a function's values to its arguments.
+
+    Sources of ints and ties are rows ``(kind, position or constant, dim)``: 0 a constant, 1 a size,
+    2 a stride, 3 an int, 4 the bits of a float.
+    """
+
+    @property
+    def kernel(self) -> Kernel: ...
+    @property
+    def miss(self) -> object: ...
+    def __new__(
+        cls,
+        kernel: Kernel,
+        specs: tuple[tuple[object, ...] | None, ...],
+        tensors: tuple[int, ...],
+        ints: tuple[tuple[int, int, int], ...],
+        ties: tuple[tuple[tuple[int, int, int], tuple[int, int, int]], ...],
+        written: tuple[int, ...],
+        miss: object,
+    ) -> Launch: ...
+    def __call__(self, *values: object) -> object: ...
+
 def launch(*kernels_and_args: Kernel | torch.Tensor | int) -> None: ...
 def empty_strided(
     size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, /

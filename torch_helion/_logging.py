@@ -140,7 +140,7 @@ def _configure_from_environment() -> None:
     if _configured:
         return
     _configured = True
-    spec = os.environ.get(settings.env_name("logs"), "")
+    spec = settings.flag("LOGS")
     try:
         if spec:
             configure(spec)

@@ -220,7 +220,7 @@ class HelionPass(inductor.GraphPass):
             record.declined += [_declined(node, _sentence(error)) for node in region.nodes]
 
 
-def changed_settings(values: settings.Settings) -> dict[str, Any]:
+def changed_settings(values: settings.Switches) -> dict[str, Any]:
     """The fields of ``values`` that differ from those in force here."""
     now = settings.current()
     return {

@@ -5,7 +5,7 @@ patches of Inductor's configuration. A wrong name or value raises here, before a
 torch itself checks neither for a backend that is not its own.
 
 An option is named ``helion.<setting>`` or plainly ``<setting>`` (any field of
-:class:`torch_helion.settings.Settings`); every other name must be one of Inductor's.
+:class:`torch_helion.settings.Switches`); every other name must be one of Inductor's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Request:
     """What one compilation was asked for."""
 
     mode: str = "default"
-    settings: settings.Settings = field(default_factory=settings.current)
+    settings: settings.Switches = field(default_factory=settings.current)
     """the settings in force, changed by the options: they also hold for a backward graph, which is
     compiled later and outside of any context"""
     host: Mapping[str, Any] = field(default_factory=dict)
