@@ -48,12 +48,17 @@ class BaseSearch:
 
     def autotune(self, *, skip_cache: bool = False) -> Config:
         """Measure, and return the best config."""
-        times = self.measure(self.candidates())
-        if not times:
-            raise exc.NoConfigFound(f": {'; '.join(self.failures)}" if self.failures else "")
+        times = self._first_times()
         return min(times, key=lambda config: times[config])
 
     # -- measuring --------------------------------------------------------------------------------
+
+    def _first_times(self) -> dict[Config, float]:
+        """Seconds of the candidates; raises exc.NoConfigFound if none of them is right."""
+        times = self.measure(self.candidates())
+        if not times:
+            raise exc.NoConfigFound(f": {'; '.join(self.failures)}" if self.failures else "")
+        return times
 
     def measure(self, configs: Sequence[Config]) -> dict[Config, float]:
         """Seconds of each config that compiles and is right."""
@@ -135,9 +140,7 @@ class PatternSearch(BaseSearch):
 
     def autotune(self, *, skip_cache: bool = False) -> Config:
         deadline = time.perf_counter() + _budget(self.settings)
-        times = self.measure(self.candidates())
-        if not times:
-            raise exc.NoConfigFound(f": {'; '.join(self.failures)}" if self.failures else "")
+        times = self._first_times()
         best = min(times, key=lambda config: times[config])
         generations = self.settings.autotune_max_generations
         tried = set(times)

@@ -1,6 +1,6 @@
 """Files that appear whole: written aside, synced, renamed over the old one.
 
-What flows in: a path and a function that writes. What flows out: the new file, or the old one
+What flows in: a path and a block that writes. What flows out: the new file, or the old one
 untouched with the error. The mode is that of any new file (the umask's). Who has the old file
 mapped keeps it: the rename leaves its bytes alone.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO
 
 _serial = itertools.count()
@@ -42,12 +42,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.unlink(temporary)
         raise
     _sync_folder(folder)
-
-
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
-    """:func:`replacing` for a function."""
-    with replacing(path) as file:
-        write(file)
 
 
 def _sync_folder(folder: str) -> None:

@@ -196,15 +196,18 @@ def read_tensors(
             landing = landings[w.name] = _land(w, arena, ops, digest)
             pieces += landing.pieces
         jobs += plan_jobs(group[0].stored.file, pieces)
-    _read(jobs, threads, ops, progress)
+    run_jobs(jobs, threads, ops, progress)
     if expected is not None:
         expected.compare({name: d.hexdigest() for name, d in digests.items()}, source)
     tensors = {name: landing.finish() for name, landing in landings.items()}
     return {name: t if t.device == device else t.to(device) for name, t in tensors.items()}
 
 
-def _read(
-    jobs: list[Job], threads: int | None, ops: staging.DeviceOps | None, progress: Progress | None
+def run_jobs(
+    jobs: list[Job],
+    threads: int | None,
+    ops: staging.DeviceOps | None,
+    progress: Progress | None = None,
 ) -> None:
     """Jobs for the ring go through it, the others straight to memory."""
     host = [j for j in jobs if not isinstance(j.chunks[0][0].target, torch.Tensor)]

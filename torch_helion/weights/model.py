@@ -8,6 +8,7 @@ stays valid, since they keep their memory.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from torch_helion.weights import manifest as manifests
 from torch_helion.weights import staging
 from torch_helion.weights.dtypes import torch_dtype, torch_shape
 from torch_helion.weights.errors import WeightsError
-from torch_helion.weights.load import Plan, Verify, Wanted, read_tensors, want
+from torch_helion.weights.load import Plan, Verify, Wanted, read_tensors, run_jobs, want
 from torch_helion.weights.memory import Arena, bytes_of, padded
-from torch_helion.weights.reading import HostSink, Job, Piece, Sink, plan_jobs, read_all
+from torch_helion.weights.reading import Job, Piece, plan_jobs
 from torch_helion.weights.source import Source
 from torch_helion.weights.write import identity, state_of
 
@@ -235,15 +236,26 @@ def _fill(match: _Match, threads: int | None, expected: manifests.Expected | Non
     for device in {f.target.device for f in direct}:
         _read_into([f for f in direct if f.target.device == device], device, threads)
     # Everything is read, and compared if asked for, before the first of these is changed.
-    wanted = {f.wanted.name: f.wanted for f in rest}
-    ordered = sorted(wanted.values(), key=lambda w: (w.stored.file.path, w.stored.info.begin))
-    loaded = read_tensors(match.source, ordered, torch.device("cpu"), threads, expected)
+    loaded = _read(match, rest, torch.device("cpu"), threads, expected)
     with torch.no_grad():
         for fill in rest:
             fill.target.copy_(loaded[fill.wanted.name])
     for fill in match.fills:
         if not fill.target.is_inference():
             torch.autograd.graph.increment_version(fill.target)
+
+
+def _read(
+    match: _Match,
+    fills: list[Fill],
+    device: torch.device,
+    threads: int | None,
+    expected: manifests.Expected | None,
+) -> dict[str, torch.Tensor]:
+    """What fills these tensors, each name once, in the order of the files."""
+    wanted = {f.wanted.name: f.wanted for f in fills}
+    ordered = sorted(wanted.values(), key=lambda w: (w.stored.file.path, w.stored.info.begin))
+    return read_tensors(match.source, ordered, device, threads, expected)
 
 
 def _is_direct(fill: Fill) -> bool:
@@ -275,11 +287,7 @@ def _read_into(fills: list[Fill], device: torch.device, threads: int | None) -> 
     jobs: list[Job] = []
     for key, file in files.items():
         jobs += plan_jobs(file, pieces[key])
-
-    def make_sink() -> Sink:
-        return HostSink() if ops is None else staging.StagingSink(ops)
-
-    read_all(jobs, threads, make_sink)
+    run_jobs(jobs, threads, ops)
 
 
 def _assign(
@@ -295,11 +303,14 @@ def _assign(
         by_device.setdefault(where, []).append(fill)
     new: dict[int, torch.Tensor] = {}
     for device, fills in by_device.items():
-        wanted = {f.wanted.name: f.wanted for f in fills}
-        ordered = sorted(wanted.values(), key=lambda w: (w.stored.file.path, w.stored.info.begin))
-        loaded = read_tensors(match.source, ordered, device, threads, expected)
+        loaded = _read(match, fills, device, threads, expected)
         for fill in fills:
             new[id(fill.target)] = _like(fill.target, loaded[fill.wanted.name])
+    _replace(model, new)
+
+
+def _replace(model: nn.Module, new: dict[int, torch.Tensor]) -> None:
+    """Put new parameters and buffers in the place of old ones, known by their ids."""
     for module in model.modules():
         for table in (module._parameters, module._buffers):
             for name, old in table.items():
@@ -351,13 +362,7 @@ def _give_memory(model: nn.Module, dtypes: dict[int, torch.dtype], device: torch
     new: dict[int, torch.Tensor] = {}
     for i, p in metas.items():
         new[i] = _like(p, _memory(arena, dtypes.get(i, p.dtype), tuple(p.shape), device))
-    for module in model.modules():
-        for name, param in module._parameters.items():
-            if param is not None:
-                module._parameters[name] = new.get(id(param), param)  # type: ignore[assignment]
-        for name, buffer in module._buffers.items():  # type: ignore[assignment]
-            if buffer is not None:
-                module._buffers[name] = new.get(id(buffer), buffer)
+    _replace(model, new)
     if device.type != "cpu":
         model.to(device)
 
@@ -367,10 +372,7 @@ def _memory(
 ) -> torch.Tensor:
     if arena is None:
         return torch.empty(shape, dtype=dtype, device=device)
-    count = 1
-    for n in shape:
-        count *= n
-    return arena.tensor(arena.take(count * dtype.itemsize), dtype, shape)
+    return arena.tensor(arena.take(math.prod(shape) * dtype.itemsize), dtype, shape)
 
 
 def _move(model: nn.Module, device: torch.device) -> None:

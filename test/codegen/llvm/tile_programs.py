@@ -9,26 +9,15 @@ from collections.abc import Callable
 import sympy
 import torch
 
+from test.codegen.llvm.kernels import F32, at, buffer
 from torch_helion.ir.builder import Builder
 from torch_helion.ir.graph import Kernel, Value
 from torch_helion.ir.types import (
-    Affine,
     Axis,
-    Buffer,
     Gather,
     Size,
     begin_symbol,
-    contiguous_strides,
 )
-
-F32 = torch.float32
-at = Affine.of
-
-
-def buffer(
-    b: Builder, name: str, shape: tuple[Size, ...], dtype: torch.dtype = F32, role: str = "in"
-) -> Buffer:
-    return b.buffer(name, dtype, shape, contiguous_strides(shape), role)  # type: ignore[arg-type]
 
 
 def zeros(b: Builder, *axes: Axis, value: float = 0.0, dtype: torch.dtype = F32) -> Value:

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 import sympy
 
 from torch_helion.codegen.llvm.engine import Machine
-from torch_helion.codegen.llvm.program_defaults import program_blocks
+from torch_helion.codegen.llvm.program_defaults import estimate, power_of_two, program_blocks
 from torch_helion.codegen.llvm.schedule import choose_vector_axis, is_plain
 from torch_helion.config import Config
 from torch_helion.ir.graph import Kernel, Op
-from torch_helion.ir.types import Axis, Size
+from torch_helion.ir.types import Axis
 
 TILE_ELEMENTS = 4096
 """Elements of one grid step: enough to hide the step's own cost, few enough to stay in L1."""
@@ -26,22 +26,6 @@ STREAM_BYTES = 24 << 20
 """Outputs larger than this in one call are written past the caches."""
 PARTIAL_TILES = 32
 """Tiles that a reduction across grid steps is cut into."""
-
-
-def estimate(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
-    """A typical value of a size expression (4096 for unknown symbols)."""
-    if isinstance(size, int):
-        return size
-    value = size.xreplace({s: sympy.Integer(hints.get(s, 4096)) for s in size.free_symbols})
-    try:
-        return max(0, int(value))
-    except TypeError:
-        return 4096
-
-
-def power_of_two(number: int) -> int:
-    """The largest power of two that is not above `number` (at least 1)."""
-    return 1 << max(0, int(number).bit_length() - 1)
 
 
 def default_config(kernel: Kernel, hints: Mapping[sympy.Symbol, int], machine: Machine) -> Config:

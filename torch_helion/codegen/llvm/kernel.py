@@ -24,7 +24,16 @@ from torch_helion.codegen.llvm.frames import Frame
 from torch_helion.codegen.llvm.legalize import legalize
 from torch_helion.codegen.llvm.memory import linear_terms
 from torch_helion.codegen.llvm.program import Settings
-from torch_helion.codegen.llvm.schedule import Loop, Node, PhasePlan, Sink, is_plain, plan_phase
+from torch_helion.codegen.llvm.schedule import (
+    PICOSECONDS_PER_OPERATION,
+    PICOSECONDS_PER_STEP,
+    Loop,
+    Node,
+    PhasePlan,
+    Sink,
+    is_plain,
+    plan_phase,
+)
 from torch_helion.codegen.llvm.steps import StructuredPhase, names_of_phase, print_structured
 from torch_helion.codegen.llvm.text import Names, SizeEmitter
 from torch_helion.codegen.llvm.vector_math import MathLibrary
@@ -33,8 +42,6 @@ from torch_helion.ir.graph import Kernel, Op
 from torch_helion.ir.types import Size, block_symbol
 
 FORMAT = 1
-PICOSECONDS_PER_OPERATION = 150
-PICOSECONDS_PER_STEP = 3000
 
 
 @dataclass(frozen=True)
@@ -120,27 +127,25 @@ def _structured(
 ) -> tuple[list[str], StructuredPhase]:
     """A phase with structure inside, as a function (two, where stores may go past the caches)."""
     kernel = shared.kernel
-    place = kernel.phases.index(phase)
+    number = kernel.phases.index(phase)
     phase = legalize(phase, {b.name: b for b in kernel.buffers})
-    plain, measure = _structured_function(shared, choices, phase, place, name, frozenset())
+    plain, measure = _structured_lines(shared, choices, phase, number, frozenset())
     streaming = measure.streamable(choices.streaming)
     if not streaming:
-        return plain, measure
-    plain, _ = _structured_function(shared, choices, phase, place, f"{name}_plain", frozenset())
-    lines, measure = _structured_function(
-        shared, choices, phase, place, f"{name}_stream", streaming
-    )
-    return [*lines, *plain, *_dispatch(kernel, name, streaming)], measure
+        return _function(name, measure.text(), plain, streaming), measure
+    comment = measure.text()
+    lines, measure = _structured_lines(shared, choices, phase, number, streaming)
+    return [
+        *_function(f"{name}_stream", measure.text(), lines, streaming),
+        *_function(f"{name}_plain", comment, plain, frozenset()),
+        *_dispatch(kernel, name, streaming),
+    ], measure
 
 
-def _structured_function(
-    shared: Settings,
-    choices: Choices,
-    phase: Op,
-    number: int,
-    name: str,
-    streaming: frozenset[str],
+def _structured_lines(
+    shared: Settings, choices: Choices, phase: Op, number: int, streaming: frozenset[str]
 ) -> tuple[list[str], StructuredPhase]:
+    """The body of the function of phase `number`."""
     kernel = shared.kernel
     names = names_of_phase()
     root = Frame.root(names, {})
@@ -151,23 +156,28 @@ def _structured_function(
     orders, groups = (choices.options.get(k, ()) for k in ("loop_orders", "l2_groupings"))
     order = orders[place] if 0 <= place < len(orders) else None
     grouping = groups[place] if 0 <= place < len(groups) else 1
-    lines, measure = print_structured(shared, phase, order, grouping, root, pointers, streaming)
+    return print_structured(shared, phase, order, grouping, root, pointers, streaming)
+
+
+def _function(
+    name: str, comment: Iterable[str], lines: Iterable[str], streaming: frozenset[str]
+) -> list[str]:
+    """A phase's function around the lines of its body, which begin with its stack slots."""
     internal = "internal " if name.endswith(("_stream", "_plain")) else ""
-    fence = ["  fence seq_cst"] if streaming else []
     return [
-        *(f"; {line}" for line in measure.text()),
+        *(f"; {line}" for line in comment),
         f"define {internal}i64 @{name}(ptr noalias %args, i64 %begin, i64 %end, "
         "ptr noalias %scratch, ptr %workspace) nounwind {",
         "entry:",
         "  %nowhere = alloca [64 x i8], align 64",
         "  %status = alloca i64, align 8",
         *lines,
-        *fence,
+        *(["  fence seq_cst"] if streaming else []),
         "  %result = load i64, ptr %status",
         "  ret i64 %result",
         "}",
         "",
-    ], measure
+    ]
 
 
 def _unique_declares(lines: Iterable[str]) -> list[str]:
@@ -260,26 +270,8 @@ def _phase(
     em = _emitter(kernel, plan, choices, math, machine, streaming)
     em.run()
     declares |= em.declares
-    reserved = ["  %nowhere = alloca [64 x i8], align 64", "  %status = alloca i64, align 8"]
-    fence = ["  fence seq_cst"] if streaming else []
-    comment = [f"; {line}" for line in str(plan).split("\n")]
-    internal = "internal " if name.endswith(("_stream", "_plain")) else ""
-    return [
-        *comment,
-        f"define {internal}i64 @{name}(ptr noalias %args, i64 %begin, i64 %end, "
-        "ptr noalias %scratch, ptr %workspace) "
-        "nounwind {",
-        "entry:",
-        *reserved,
-        *em.slots,
-        "  store i64 0, ptr %status",
-        *em.scopes[0].code,
-        *fence,
-        "  %result = load i64, ptr %status",
-        "  ret i64 %result",
-        "}",
-        "",
-    ]
+    lines = [*em.slots, "  store i64 0, ptr %status", *em.scopes[0].code]
+    return _function(name, str(plan).split("\n"), lines, streaming)
 
 
 def _emitter(

@@ -342,15 +342,7 @@ def _vector_load(
             )
     else:
         pointers = _lane_pointers(em, element, where, u)
-        name = em.call(
-            type,
-            f"llvm.masked.gather.v{width}{_suffix(element)}.v{width}p0",
-            (f"<{width} x ptr>", pointers),
-            ("i32", str(dtype.itemsize)),
-            (f"<{width} x i1>", mask or "splat (i1 true)"),
-            (type, fallback),
-            hint="x",
-        )
+        name = _gather_lanes(em, dtype, pointers, mask, fallback, "x")
     if dtype is torch.bool:
         name = em.let(f"icmp ne {type} {name}, zeroinitializer", "x")
     return name
@@ -466,11 +458,38 @@ def _vector_store(
                 (f"<{width} x i1>", mask),
             )
         return
+    _scatter_lanes(em, dtype, name, _lane_pointers(em, element, where, u), mask)
+
+
+def _gather_lanes(
+    em: PhaseEmitter, dtype: torch.dtype, pointers: str, mask: str | None, other: str, hint: str
+) -> str:
+    """Elements (a bool as its byte) at `pointers`; lanes masked off hold `other`."""
+    assert em.piece is not None
+    width, element = em.piece.width, storage_type(dtype)
+    type = f"<{width} x {element}>"
+    return em.call(
+        type,
+        f"llvm.masked.gather.v{width}{_suffix(element)}.v{width}p0",
+        (f"<{width} x ptr>", pointers),
+        ("i32", str(dtype.itemsize)),
+        (f"<{width} x i1>", mask or "splat (i1 true)"),
+        (type, other),
+        hint=hint,
+    )
+
+
+def _scatter_lanes(
+    em: PhaseEmitter, dtype: torch.dtype, name: str, pointers: str, mask: str | None
+) -> None:
+    """Store elements (a bool as its byte) at `pointers`, except for lanes masked off."""
+    assert em.piece is not None
+    width, element = em.piece.width, storage_type(dtype)
     em.call(
         "void",
         f"llvm.masked.scatter.v{width}{_suffix(element)}.v{width}p0",
-        (type, name),
-        (f"<{width} x ptr>", _lane_pointers(em, element, where, u)),
+        (f"<{width} x {element}>", name),
+        (f"<{width} x ptr>", pointers),
         ("i32", str(dtype.itemsize)),
         (f"<{width} x i1>", mask or "splat (i1 true)"),
     )
@@ -626,17 +645,8 @@ def _read_lanes(em: PhaseEmitter, value: Value, part: str, dtype: torch.dtype) -
 def _gather(em: PhaseEmitter, dtype: torch.dtype, pointers: str, mask: str | None) -> str:
     """Lanes of scratch at `pointers`; lanes masked off hold zero."""
     assert em.piece is not None
-    width, element = em.piece.width, storage_type(dtype)
-    type = f"<{width} x {element}>"
-    name = em.call(
-        type,
-        f"llvm.masked.gather.v{width}{_suffix(element)}.v{width}p0",
-        (f"<{width} x ptr>", pointers),
-        ("i32", str(dtype.itemsize)),
-        (f"<{width} x i1>", mask or "splat (i1 true)"),
-        (type, "zeroinitializer"),
-        hint="k",
-    )
+    name = _gather_lanes(em, dtype, pointers, mask, "zeroinitializer", "k")
+    type = f"<{em.piece.width} x {storage_type(dtype)}>"
     return em.let(f"icmp ne {type} {name}, zeroinitializer") if dtype is torch.bool else name
 
 
@@ -644,15 +654,8 @@ def _write_lanes(
     em: PhaseEmitter, value: Value, part: str, dtype: torch.dtype, name: str, u: int
 ) -> None:
     assert em.piece is not None
-    width, element = em.piece.width, storage_type(dtype)
-    em.call(
-        "void",
-        f"llvm.masked.scatter.v{width}{_suffix(element)}.v{width}p0",
-        (f"<{width} x {element}>", name),
-        (f"<{width} x ptr>", _array_lanes(em, value, part, dtype, u)),
-        ("i32", str(dtype.itemsize)),
-        (f"<{width} x i1>", em.piece.mask or "splat (i1 true)"),
-    )
+    pointers = _array_lanes(em, value, part, dtype, u)
+    _scatter_lanes(em, dtype, name, pointers, em.piece.mask)
 
 
 def take(em: PhaseEmitter, value: Value, index: Reg, axis: str, limit: str, scope: Scope) -> Reg:

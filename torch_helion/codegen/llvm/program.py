@@ -30,7 +30,14 @@ from torch_helion.codegen.llvm.regions import (
     Sweep,
 )
 from torch_helion.codegen.llvm.registers import Reg
-from torch_helion.codegen.llvm.schedule import Loop, LoopAxis, Node, PhasePlan, Sink
+from torch_helion.codegen.llvm.schedule import (
+    PICOSECONDS_PER_OPERATION,
+    Loop,
+    LoopAxis,
+    Node,
+    PhasePlan,
+    Sink,
+)
 from torch_helion.codegen.llvm.sweeps import (
     OverwrittenError,
     SweepEmitter,
@@ -42,7 +49,6 @@ from torch_helion.codegen.llvm.vector_math import MathLibrary
 from torch_helion.ir.graph import Kernel, Op, Value, loop_blocks
 from torch_helion.ir.types import Affine, Axis, Buffer, Gather, Size, begin_symbol, block_symbol
 
-PICOSECONDS_PER_OPERATION = 150
 UNKNOWN_TRIPS = 16
 RESERVED = "args begin end scratch workspace status nowhere result static steps_begin steps_end"
 
@@ -552,9 +558,10 @@ def plan_cost(plan: PhasePlan, program: Program) -> Size:
 
 
 def ceil_div(size: Size, number: int) -> Size:
+    """How many tiles of `number` elements a size has."""
     if isinstance(size, int):
         return -(-size // number)
-    return sympy.ceiling(size / number)
+    return size if number == 1 else sympy.ceiling(size / number)
 
 
 STRUCTURED: dict[str, Callable[..., None]] = {

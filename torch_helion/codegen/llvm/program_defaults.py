@@ -73,7 +73,7 @@ class _Facts:
 
 
 def estimate(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
-    """A typical value of a size."""
+    """A typical value of a size expression; `UNKNOWN` stands for symbols without a hint."""
     if isinstance(size, int):
         return size
     value = size.xreplace({s: sympy.Integer(hints.get(s, UNKNOWN)) for s in size.free_symbols})
@@ -81,6 +81,11 @@ def estimate(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
         return max(0, int(value))
     except TypeError:
         return UNKNOWN
+
+
+def power_of_two(number: int) -> int:
+    """The largest power of two that is not above `number` (at least 1)."""
+    return 1 << max(0, int(number).bit_length() - 1)
 
 
 def program_blocks(
@@ -207,7 +212,7 @@ def _rows(facts: _Facts) -> None:
     for name in sorted(facts.grid, key=rank.__getitem__, reverse=True):
         if facts.block(name) is None:
             size = max(budget, GRID_VECTOR) if name == vector else budget
-            facts.choose(name, 1 << (max(1, size).bit_length() - 1))
+            facts.choose(name, power_of_two(size))
         block = facts.block(name) or 1
         budget = max(1, budget // max(1, min(block, facts.extent(name))))
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch_helion.codegen.llvm.schedule import score_access
 from torch_helion.ir.graph import Op
-from torch_helion.ir.types import Affine, Axis, Buffer, Size
+from torch_helion.ir.types import Axis, Buffer
 
 SHORT = 8
 
@@ -25,18 +26,8 @@ def axis_ranks(
     score = dict.fromkeys(axes, 0.0)
     ops = list(phase.regions[0].walk())
     for op in ops:
-        if op.kind not in ("load", "store", "atomic"):
-            continue
-        steps: dict[str, Size] = {}
-        buffer = buffers[op.attrs["buffer"]]
-        for stride, index in zip(buffer.strides, op.attrs["index"], strict=True):
-            if isinstance(index, Affine):
-                for name, coefficient in index.terms:
-                    if name in axes and blocks.get(name) != 1:
-                        steps[name] = steps.get(name, 0) + stride * coefficient
-        for name, step in steps.items():
-            weight = 16.0 ** len(steps) * (1.2 if op.kind != "load" else 1.0)
-            score[name] += weight if step == 1 else -0.5 * weight
+        if op.kind in ("load", "store", "atomic"):
+            score_access(op, buffers, score, lambda n: n in axes and blocks.get(n) != 1)
     for axis in axes.values():  # an alias lies where its axis does, just before it
         if axis.of:
             score[axis.name] = score.get(axis.of, 0.0) - 1.0

@@ -21,7 +21,7 @@ keeps (column sums: rows outside, columns inside) accumulates in an array in scr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sympy
@@ -37,6 +37,10 @@ SEQUENTIAL_FLOAT32_LIMIT = 64
 """Float32 sums that add more terms than this (or unbounded many) one after the other are kept in
 float64.
 """
+
+PICOSECONDS_PER_OPERATION = 150
+PICOSECONDS_PER_STEP = 3000
+"""What the plan functions tell the launcher of a vector operation and of a grid step."""
 
 SPILL_COST = 8
 """A value needed by two sweeps is kept in scratch when computing it again costs this much (vector
@@ -242,17 +246,7 @@ def choose_vector_axis(ops: Sequence[Op], buffers: Mapping[str, Buffer]) -> str 
     for op in ops:
         if op.kind not in ("load", "store"):
             continue
-        buffer = buffers[op.attrs["buffer"]]
-        steps: dict[str, Size] = {}
-        for stride, index in zip(buffer.strides, op.attrs["index"], strict=True):
-            if isinstance(index, Affine):
-                for name, coefficient in index.terms:
-                    if not name.endswith(".id"):
-                        steps[name] = steps.get(name, 0) + stride * coefficient
-        for name, step in steps.items():
-            # An access along more axes touches many more elements: it decides.
-            weight = 16.0 ** len(steps) * (1.2 if op.kind == "store" else 1.0)
-            score[name] = score.get(name, 0.0) + (weight if step == 1 else -0.5 * weight)
+        score_access(op, buffers, score, lambda name: not name.endswith(".id"))
     for op in ops:
         for value in op.results:
             for axis in value.type.axes:
@@ -261,6 +255,26 @@ def choose_vector_axis(ops: Sequence[Op], buffers: Mapping[str, Buffer]) -> str 
         return None
     order = list(score)
     return max(order, key=lambda name: (score[name], _position(name, ops)))
+
+
+def score_access(
+    op: Op,
+    buffers: Mapping[str, Buffer],
+    score: dict[str, float],
+    counts: Callable[[str], bool],
+) -> None:
+    """Add to the score of each axis of a load or store that counts: more where it is contiguous."""
+    steps: dict[str, Size] = {}
+    strides = buffers[op.attrs["buffer"]].strides
+    for stride, index in zip(strides, op.attrs["index"], strict=True):
+        if isinstance(index, Affine):
+            for name, coefficient in index.terms:
+                if counts(name):
+                    steps[name] = steps.get(name, 0) + stride * coefficient
+    for name, step in steps.items():
+        # An access along more axes touches many more elements: it decides.
+        weight = 16.0 ** len(steps) * (1.0 if op.kind == "load" else 1.2)
+        score[name] = score.get(name, 0.0) + (weight if step == 1 else -0.5 * weight)
 
 
 def _position(name: str, ops: Sequence[Op]) -> int:

@@ -13,13 +13,13 @@ import sympy
 
 from torch_helion.codegen.llvm.frames import Frame
 from torch_helion.codegen.llvm.memory import linear_terms
-from torch_helion.codegen.llvm.program import RESERVED, Program, Settings
+from torch_helion.codegen.llvm.program import RESERVED, Program, Settings, ceil_div
+from torch_helion.codegen.llvm.schedule import PICOSECONDS_PER_STEP
 from torch_helion.codegen.llvm.structure import counted
 from torch_helion.codegen.llvm.text import Names, SizeEmitter
 from torch_helion.ir.graph import Op
 from torch_helion.ir.types import Axis, Size, begin_symbol, id_symbol
 
-PICOSECONDS_PER_STEP = 3000
 PARTS = 64
 """Parts of the grid that interleaved steps take turns in."""
 
@@ -104,7 +104,7 @@ def print_structured(
     program.pointers = dict(pointers)
     program.streaming = streaming
     axes: tuple[Axis, ...] = phase.attrs["axes"]
-    tiles = [_tiles(program, a) for a in axes]
+    tiles = [ceil_div(a.size, program.blocks[a.name]) for a in axes]
     counts = [root.sizes(t) for t in tiles]
     serial = bool(phase.attrs.get("serial"))
     lo, hi = "%begin", "%end"
@@ -152,13 +152,6 @@ def _interleaved(frame: Frame, step: str, part: str, all: str) -> str:
     moved = frame.let(f"add nsw i64 {first}, {within}", "moved")
     inside = frame.let(f"icmp slt i64 {step}, {all}", "inside")
     return frame.let(f"select i1 {inside}, i64 {moved}, i64 {step}", "step")
-
-
-def _tiles(program: Program, axis: Axis) -> Size:
-    block = program.blocks[axis.name]
-    if isinstance(axis.size, int):
-        return -(-axis.size // block)
-    return axis.size if block == 1 else sympy.ceiling(axis.size / block)
 
 
 def _decode(
