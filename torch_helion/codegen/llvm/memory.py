@@ -250,10 +250,12 @@ def load(em: PhaseEmitter, op: Op, scope: Scope) -> Reg:
     names = tuple(
         _vector_load(em, buffer, where, u, g, op.attrs["other"]) for u, g in enumerate(guards)
     )
-    if where.contiguous and not where.bases and em.piece.width > 1:
+    if where.contiguous and not where.bases and prefetch.is_due(em, op):
         steps, _ = linear_terms(buffer, op.attrs["index"])
-        first = _element_pointer(em, storage_type(buffer.dtype), where, 0)
-        prefetch.next_row(em, op, buffer, steps, first)
+        row = next((a.name for a in reversed(em.plan.grid) if a.name in steps), None)
+        if row is not None:
+            first = _element_pointer(em, storage_type(buffer.dtype), where, 0)
+            prefetch.fetch(em, first, steps[row], buffer.dtype.itemsize)
     return Reg(names, buffer.dtype, True)
 
 

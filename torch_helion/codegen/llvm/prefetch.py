@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch_helion.ir.graph import Op
-from torch_helion.ir.types import Buffer, Size
+from torch_helion.ir.types import Size
 
 if TYPE_CHECKING:
     from torch_helion.codegen.llvm.emit import PhaseEmitter
@@ -20,26 +20,27 @@ SHORTEST = 256
 """Elements of a row below which the loads themselves are next to each other."""
 
 
-def next_row(
-    em: PhaseEmitter, op: Op, buffer: Buffer, steps: dict[str, Size], pointer: str
-) -> None:
-    """Fetch what `op` will load at `pointer` (first vector of the piece) one row later."""
-    sweeps = em.sweeps_of.setdefault(op, [])
-    if em.sweep is not None and not any(s is em.sweep for s in sweeps):
-        sweeps.append(em.sweep)
+def is_due(em: PhaseEmitter, op: Op) -> bool:
+    """Whether this is the second sweep that has the load, in its main piece, over a long row."""
     piece, loop = em.piece, em.sweep
-    if len(sweeps) != 2 or loop is not sweeps[1] or piece is None or loop is None:
-        return
-    row = next((a.name for a in reversed(em.plan.grid) if a.name in steps), None)
+    if piece is None or loop is None or piece.width == 1:
+        return False
+    sweeps = em.sweeps_of.setdefault(op, [])
+    if not any(s is loop for s in sweeps):
+        sweeps.append(loop)
+    if len(sweeps) != 2 or loop is not sweeps[1]:
+        return False
     extent = loop.axis.extent
-    if row is None or piece.count != em.unroll or piece.mask is not None:
-        return
-    if isinstance(extent, int) and extent < SHORTEST:
-        return
-    width = buffer.dtype.itemsize
-    distance = em.let(f"mul nsw i64 {em.sizes(steps[row])}, {width}", "row")
+    long = not isinstance(extent, int) or extent >= SHORTEST
+    return long and piece.count == em.unroll and piece.mask is None
+
+
+def fetch(em: PhaseEmitter, pointer: str, step: Size, itemsize: int) -> None:
+    """Fetch what the vectors of the piece hold from `pointer` on, one row (`step` elements) on."""
+    assert em.piece is not None
+    distance = em.let(f"mul nsw i64 {em.sizes(step)}, {itemsize}", "row")
     there = em.let(f"getelementptr i8, ptr {pointer}, i64 {distance}", "next")
-    for offset in range(0, piece.width * piece.count * width, 64):
+    for offset in range(0, em.piece.width * em.piece.count * itemsize, 64):
         line = em.let(f"getelementptr i8, ptr {there}, i64 {offset}", "line")
         em.call(
             "void",
