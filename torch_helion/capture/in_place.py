@@ -90,9 +90,7 @@ def _reads_before_it_writes(call: KernelCall, output: int, node: Node, target: N
     names = [b.name for b in kernel.arguments]
     written = {n for n, k in zip(names, call.order, strict=True) if k == inputs + output}
     read = {
-        n
-        for n, k in zip(names, call.order, strict=True)
-        if k < inputs and node.args[k] is target
+        n for n, k in zip(names, call.order, strict=True) if k < inputs and node.args[k] is target
     }
     ops = list(kernel.body.walk())
     if any(op.kind == "reduce" for op in ops):

@@ -191,11 +191,7 @@ def plan_phase(phase: Op, buffers: Mapping[str, Buffer], blocks: Mapping[str, in
     if vector is not None and (not loops or loops[-1].name != vector):
         vector = None
     planner = _Planner(loops, producer)
-    sinks = [
-        op
-        for op in ops
-        if op.kind in ("store", "assert") or planner.is_loop_reduce(op)
-    ]
+    sinks = [op for op in ops if op.kind in ("store", "assert") or planner.is_loop_reduce(op)]
     sinks = planner.live(sinks)
     nodes = planner.build(sinks, 0)
     planner.place_accumulators(nodes)
