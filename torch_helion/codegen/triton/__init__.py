@@ -1,0 +1,1 @@
+"""The triton target: tile IR to the text of `@triton.jit` kernels."""
