@@ -1,0 +1,327 @@
+"""A kernel's function cut in two: host code that stays ordinary Python, and the device loops.
+
+In: the user's function. Out: `HostFunction`: the host part as a function in which one call stands
+in the place of the loops, and the syntax trees of the loops for `trace`.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import copy
+import dataclasses
+import threading
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from torch_helion import exc
+from torch_helion.frontend.source import (
+    MISSING,
+    Source,
+    assigned_names,
+    read_names,
+    source_of,
+    static_value,
+)
+from torch_helion.language import context, loops
+from torch_helion.language.context import HostRun
+
+LAUNCH = "__torch_helion_launch__"
+FACTORY = "__torch_helion_factory__"
+OPTIONAL = "__torch_helion_optional__"
+
+
+class Unset:
+    """What stands for a host variable that was never assigned."""
+
+    def __repr__(self) -> str:
+        return "<unset>"
+
+
+UNSET = Unset()
+
+
+@dataclasses.dataclass(eq=False)
+class HostFunction:
+    """The two halves of one kernel."""
+
+    fn: types.FunctionType
+    source: Source
+    loops: list[ast.For]
+    """the device loops, in order"""
+    barriers: frozenset[int]
+    """numbers of loops that stand behind a barrier"""
+    values: tuple[str, ...]
+    """names of the host variables and globals that the device part reads"""
+    host_names: frozenset[str]
+    """every name that the host part defines"""
+    prologue: list[ast.stmt]
+    epilogue: list[ast.stmt]
+    calls_language: bool
+    """whether the host part may call functions of the language"""
+    _factory: Callable[..., Any]
+    _local: threading.local = dataclasses.field(default_factory=threading.local)
+
+    @property
+    def name(self) -> str:
+        return self.fn.__name__
+
+    @property
+    def signature(self) -> Any:
+        import inspect
+
+        return inspect.signature(self.fn)
+
+    @property
+    def registers(self) -> bool:
+        """Whether what the host part does may depend on the config."""
+        names = {"register_block_size", "register_tunable"}
+        walked = (n for s in (*self.prologue, *self.epilogue) for n in ast.walk(s))
+        return any(getattr(n, "attr", getattr(n, "id", None)) in names for n in walked)
+
+    @property
+    def last_run(self) -> HostRun:
+        """The last run of the host part in this thread: what it has registered."""
+        return getattr(self._local, "run", None) or HostRun()
+
+    def with_launch(
+        self,
+        launch: Callable[..., Any],
+        choices: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+    ) -> Callable[..., Any]:
+        """The host part as a function that calls `launch(*values)` where the loops stood.
+
+        `choices`: the values of a config, for what the host part registers (or a function that
+        gives them, called once).
+        """
+        fn = self._factory(launch, _optional)
+        fn.__defaults__, fn.__kwdefaults__ = self.fn.__defaults__, self.fn.__kwdefaults__
+        fn.__qualname__, fn.__module__ = self.fn.__qualname__, self.fn.__module__
+        if not self.calls_language:
+            return fn
+        known: list[Mapping[str, Any]] = []
+
+        def host(*args: Any, **kwargs: Any) -> Any:
+            if not known:
+                given = choices() if callable(choices) else choices
+                known.append(dict(given or {}))
+            run = self._local.run = HostRun(known[0])
+            with context.running(run):
+                return fn(*args, **kwargs)
+
+        return host
+
+
+def _optional(get: Callable[[], Any]) -> Any:
+    try:
+        return get()
+    except NameError:
+        return UNSET
+
+
+def split(fn: types.FunctionType) -> HostFunction:
+    """Cut a kernel's function in two. Errors of structure quote the user's line."""
+    source = source_of(fn.__code__)
+    if source is None or not isinstance(source.node, ast.FunctionDef):
+        raise exc.InvalidAPIUsage(f"the source of {fn.__name__} cannot be read")
+    return _Splitter(fn, source).split()
+
+
+class _Splitter:
+    def __init__(self, fn: types.FunctionType, source: Source) -> None:
+        self.fn, self.source = fn, source
+        self.space: dict[str, Any] = {**vars(builtins), **fn.__globals__}
+        self.body: list[ast.stmt] = source.body
+        node: Any = source.node
+        arguments = node.args
+        self.parameters = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+
+    def split(self) -> HostFunction:
+        self._check_names()
+        places = [i for i, s in enumerate(self.body) if self._is_device_loop(s)]
+        for i, statement in enumerate(self.body):
+            if i not in places:
+                self._check_host_statement(statement)
+        if not places:
+            raise exc.NoDeviceLoopsInKernel().at(self.source.at(self._headline()))
+        first, last = places[0], places[-1]
+        barriers = self._between(first, last)
+        device = [s for s in self.body[first : last + 1] if isinstance(s, ast.For)]
+        prologue, epilogue = self.body[:first], self.body[last + 1 :]
+        host_names = {*self.parameters, *assigned_names(prologue), *assigned_names(epilogue)}
+        self._check_rebinding(device, {*self.parameters, *assigned_names(prologue)})
+        self._check_reads(device, epilogue, host_names)
+        values = self._values(device, prologue)
+        factory = self._compile(prologue, epilogue, values, device[0])
+        host = [*prologue, *epilogue]
+        return HostFunction(
+            self.fn,
+            self.source,
+            device,
+            frozenset(barriers),
+            tuple(values),
+            frozenset(host_names),
+            prologue,
+            epilogue,
+            self._calls_language(host),
+            factory,
+        )
+
+    def _headline(self) -> ast.AST:
+        node = self.source.node
+        return ast.Pass(
+            lineno=node.lineno, col_offset=node.col_offset, end_lineno=None, end_col_offset=None
+        )
+
+    # -- what stands where ------------------------------------------------------------------------
+
+    def _called(self, node: ast.AST) -> Any:
+        """The function that an expression calls, as far as globals tell."""
+        return static_value(node.func, self.space) if isinstance(node, ast.Call) else MISSING
+
+    def _is_device_loop(self, node: ast.AST) -> bool:
+        if not isinstance(node, ast.For):
+            return False
+        called = self._called(node.iter)
+        if called in (loops.jagged_tile, loops.static_range):
+            if called is loops.jagged_tile:
+                raise exc.InvalidJaggedTileUsage("it cannot be the outermost loop").at(
+                    self.source.at(node.iter)
+                )
+            return False
+        return called in (loops.tile, loops.grid)
+
+    def _check_host_statement(self, statement: ast.stmt) -> None:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            return
+        for node in ast.walk(statement):
+            if self._is_device_loop(node):
+                assert isinstance(node, ast.For)
+                raise exc.NestedGridLoop().at(self.source.at(node.iter))
+            if self._called(node) in (loops.tile, loops.grid, loops.jagged_tile):
+                name = getattr(self._called(node), "__name__", "tile")
+                raise exc.LoopFunctionNotInFor(f"hl.{name}").at(self.source.at(node))
+
+    def _is_barrier(self, statement: ast.stmt) -> bool:
+        return isinstance(statement, ast.Expr) and self._called(statement.value) is loops.barrier
+
+    def _between(self, first: int, last: int) -> list[int]:
+        """Numbers of the loops that have a barrier in front of them."""
+        barriers, count, waiting = [], 0, False
+        for statement in self.body[first : last + 1]:
+            if self._is_device_loop(statement):
+                if waiting:
+                    barriers.append(count)
+                count, waiting = count + 1, False
+            elif self._is_barrier(statement):
+                waiting = True
+            else:
+                raise exc.TopLevelStatementBetweenLoops().at(self.source.at(statement))
+        return barriers
+
+    def _calls_language(self, statements: list[ast.stmt]) -> bool:
+        """Whether host code calls the language, or Python functions that might."""
+        for statement in statements:
+            for node in ast.walk(statement):
+                called = self._called(node)
+                module = getattr(called, "__module__", None) or ""
+                if isinstance(called, types.FunctionType) and not module.startswith("torch."):
+                    return True
+                if isinstance(node, ast.FunctionDef | ast.Lambda):
+                    return True
+        return False
+
+    # -- names ------------------------------------------------------------------------------------
+
+    def _check_names(self) -> None:
+        for name in (*self.parameters, *assigned_names(self.body)):
+            if name in (LAUNCH, FACTORY, OPTIONAL):
+                raise exc.NamingConflict(name).at(self.source.at(self._headline()))
+        for node in ast.walk(self.source.node):
+            if isinstance(node, ast.Global):
+                raise exc.GlobalMutation(", ".join(node.names)).at(self.source.at(node))
+            if isinstance(node, ast.Nonlocal):
+                raise exc.ClosureMutation(", ".join(node.names)).at(self.source.at(node))
+
+    def _check_rebinding(self, device: list[ast.For], host: set[str]) -> None:
+        for loop in device:
+            hidden = set(assigned_names([loop]))
+            for node in ast.walk(loop):
+                stores = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+                if stores and node.id in host & hidden:  # type: ignore[attr-defined]
+                    error = exc.CannotModifyHostVariableOnDevice(node.id)  # type: ignore[attr-defined]
+                    raise error.at(self.source.at(node))
+
+    def _check_reads(self, device: list[ast.For], epilogue: list[ast.stmt], host: set[str]) -> None:
+        only = set(assigned_names(list(device))) - host
+        for statement in epilogue:
+            for node in ast.walk(statement):
+                reads = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+                if reads and node.id in only:  # type: ignore[attr-defined]
+                    error = exc.CannotReadDeviceVariableOnHost(node.id)  # type: ignore[attr-defined]
+                    raise error.at(self.source.at(node))
+
+    def _values(self, device: list[ast.For], prologue: list[ast.stmt]) -> list[str]:
+        """Names that the device part reads and that a launch must hand over."""
+        local = {*self.parameters, *assigned_names(prologue)}
+        for statement in prologue:
+            for node in ast.walk(statement):
+                if isinstance(node, ast.FunctionDef):
+                    local.add(node.name)
+        found = []
+        for name in read_names(list(device)):
+            if name in local or (name in self.fn.__globals__ and _is_data(self.space[name])):
+                found.append(name)
+        return found
+
+    # -- the host part ----------------------------------------------------------------------------
+
+    def _compile(
+        self, prologue: list[ast.stmt], epilogue: list[ast.stmt], values: list[str], at: ast.For
+    ) -> Callable[..., Any]:
+        sure = {*self.parameters, *(n for n in values if n in self.fn.__globals__)}
+        for statement in prologue:
+            if not isinstance(statement, ast.If | ast.For | ast.While | ast.Try | ast.With):
+                sure |= set(assigned_names([statement]))
+                if isinstance(statement, ast.FunctionDef):
+                    sure.add(statement.name)
+        given = (n if n in sure else f"{OPTIONAL}(lambda: {n})" for n in values)
+        call = ast.parse(f"{LAUNCH}({', '.join(given)})").body[0]
+        for node in ast.walk(call):
+            ast.copy_location(node, at)
+            if hasattr(node, "end_lineno"):
+                node.end_lineno, node.end_col_offset = at.lineno, at.col_offset + 1  # type: ignore[attr-defined]
+        function: Any = copy.copy(self.source.node)
+        function.body = [*prologue, call, *epilogue]
+        function.decorator_list, function.returns = [], None
+        function.args = _bare(function.args)
+        factory: Any = ast.parse(f"def {FACTORY}({LAUNCH}, {OPTIONAL}): pass").body[0]
+        result = ast.parse(f"return {function.name}").body[0]
+        factory.body = [function, result]
+        module = ast.Module([factory], [])
+        ast.fix_missing_locations(module)
+        code = compile(module, self.source.file, "exec")
+        made = next(c for c in code.co_consts if isinstance(c, types.CodeType))
+        return types.FunctionType(made, self.fn.__globals__, FACTORY)
+
+
+def _bare(arguments: ast.arguments) -> ast.arguments:
+    """Parameters without annotations and defaults (the latter are set on the function)."""
+    bare = copy.deepcopy(arguments)
+    for argument in (*bare.posonlyargs, *bare.args, *bare.kwonlyargs):
+        argument.annotation = None
+    bare.defaults = []
+    bare.kw_defaults = [None for _ in bare.kwonlyargs]
+    return bare
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a global is read at each call, and not a fixed part of the program."""
+    if isinstance(value, torch.Tensor):
+        return True
+    if isinstance(value, list | tuple | dict):
+        return True
+    return isinstance(value, int | float) and not isinstance(value, type)
