@@ -9,6 +9,7 @@
 #include <structmember.h>
 
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace torch_helion {
@@ -285,6 +286,7 @@ struct Launch {
   std::vector<char>* written; // whether the kernel writes it
   std::vector<Source>* ints;
   std::vector<Tie>* ties;
+  std::vector<std::pair<int64_t, int64_t>>* same; // values that are one tensor
 };
 
 // Not every value is checked to be a tensor or number: false sends the call
@@ -376,6 +378,29 @@ bool read_tensors(const Launch* self, PyObject* const* values, int64_t* slots) {
   return true;
 }
 
+// Two arguments are one tensor exactly where the kernel was made for that: one
+// that writes through the first and reads through the second is another.
+bool aliases_fit(
+    const Launch* self,
+    PyObject* const* values,
+    const int64_t* slots) {
+  const std::size_t n = self->tensors->size();
+  for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t j = 0; j < n && (*self->written)[i] != 0; ++j) {
+      if (i != j && slots[i] == slots[j] && slots[i] != 0) {
+        return false;
+      }
+    }
+  }
+  for (const auto& [a, b] : *self->same) {
+    if (!is_tensor(values[a]) || !is_tensor(values[b]) ||
+        tensor_impl(values[a])->data() != tensor_impl(values[b])->data()) {
+      return false;
+    }
+  }
+  return true;
+}
+
 // What autograd has saved of these tensors is no longer what they hold.
 void count_writes(const Launch* self, PyObject* const* values) {
   for (std::size_t i = 0; i < self->tensors->size(); ++i) {
@@ -404,6 +429,7 @@ PyObject* launch_call(
     const bool ready = kwnames == nullptr &&
         fit(*self->specs, values, n, false) &&
         read_tensors(self, values, slots) &&
+        aliases_fit(self, values, slots) &&
         read_ints(self, values, slots + self->tensors->size());
     if (C10_UNLIKELY(!ready)) {
       return PyObject_Vectorcall(self->miss, values, nargsf, kwnames);
@@ -497,6 +523,19 @@ bool fill_ints(Launch* self, PyObject* ints, PyObject* ties) {
   return true;
 }
 
+bool fill_same(Launch* self, PyObject* same) {
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(same); ++i) {
+    long long a = 0;
+    long long b = 0;
+    if (!PyArg_ParseTuple(PyTuple_GET_ITEM(same, i), "LL:same", &a, &b) ||
+        !position_is_valid(self, a) || !position_is_valid(self, b)) {
+      return false;
+    }
+    self->same->emplace_back(a, b);
+  }
+  return true;
+}
+
 bool arity_is_right(const Launch* self) {
   const KernelArity arity = kernel_arity(self->kernel);
   if (arity.tensors == static_cast<Py_ssize_t>(self->tensors->size()) &&
@@ -520,10 +559,11 @@ PyObject* launch_new(PyTypeObject* type, PyObject* args, PyObject*) {
   PyObject* ints = nullptr;
   PyObject* ties = nullptr;
   PyObject* written = nullptr;
+  PyObject* same = nullptr;
   PyObject* miss = nullptr;
   if (!PyArg_ParseTuple(
           args,
-          "OO!O!O!O!O!O:Launch",
+          "OO!O!O!O!O!O!O:Launch",
           &kernel,
           &PyTuple_Type,
           &specs,
@@ -535,6 +575,8 @@ PyObject* launch_new(PyTypeObject* type, PyObject* args, PyObject*) {
           &ties,
           &PyTuple_Type,
           &written,
+          &PyTuple_Type,
+          &same,
           &miss)) {
     return nullptr;
   }
@@ -556,9 +598,10 @@ PyObject* launch_new(PyTypeObject* type, PyObject* args, PyObject*) {
     self->written = new std::vector<char>();
     self->ints = new std::vector<Source>();
     self->ties = new std::vector<Tie>();
+    self->same = new std::vector<std::pair<int64_t, int64_t>>();
     const bool right = read_specs(specs, self->specs) &&
         fill_tensors(self, tensors, written) && fill_ints(self, ints, ties) &&
-        arity_is_right(self);
+        fill_same(self, same) && arity_is_right(self);
     return right ? object.release() : nullptr;
   });
 }
@@ -588,6 +631,7 @@ void launch_dealloc(PyObject* object) {
   delete self->written;
   delete self->ints;
   delete self->ties;
+  delete self->same;
   type->tp_free(object);
   Py_DECREF(type);
 }
@@ -605,7 +649,7 @@ PyMemberDef launch_members[] = {
 PyType_Slot launch_slots[] = {
     {Py_tp_doc,
      const_cast<char*>(
-         "Launch(kernel, specs, tensors, ints, ties, written, miss)\n--\n\n"
+         "Launch(kernel, specs, tensors, ints, ties, written, same, miss)\n--\n\n"
          "Called with values: runs the kernel if they are as the specs say, "
          "else calls miss with them.")},
     {Py_tp_new, reinterpret_cast<void*>(&launch_new)},

@@ -10,7 +10,30 @@ import pytest
 
 import torch_helion
 
-PUBLIC = ["Settings", "__version__", "empty_cache", "exc", "explain", "settings", "weights"]
+PUBLIC = [
+    "Config",
+    "Kernel",
+    "OutputCodeOptions",
+    "RefMode",
+    "Settings",
+    "__version__",
+    "aot_kernel",
+    "autotuner",
+    "cdiv",
+    "empty_cache",
+    "exc",
+    "experimental",
+    "explain",
+    "from_cache",
+    "jit",
+    "kernel",
+    "language",
+    "next_power_of_2",
+    "runtime",
+    "settings",
+    "testing",
+    "weights",
+]
 
 
 def run_python(code: str) -> str:

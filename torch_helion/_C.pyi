@@ -74,7 +74,8 @@ class Launch:
     """A kernel with the way from a function's values to its arguments.
 
     Sources of ints and ties are rows ``(kind, position or constant, dim)``: 0 a constant, 1 a size,
-    2 a stride, 3 an int, 4 the bits of a float.
+    2 a stride, 3 an int, 4 the bits of a float. ``same``: values that must be one tensor; no other
+    tensor may be one that is written.
     """
 
     @property
@@ -89,6 +90,7 @@ class Launch:
         ints: tuple[tuple[int, int, int], ...],
         ties: tuple[tuple[tuple[int, int, int], tuple[int, int, int]], ...],
         written: tuple[int, ...],
+        same: tuple[tuple[int, int], ...],
         miss: object,
     ) -> Launch: ...
     def __call__(self, *values: object) -> object: ...

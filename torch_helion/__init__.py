@@ -1,4 +1,4 @@
-"""Fused tile kernels for ``torch.compile``: ``torch.compile(model, backend="helion")``.
+"""Tile kernels: ``@torch_helion.kernel``, and ``torch.compile(model, backend="helion")``.
 
 Public names are resolved on first use (PEP 562), so that importing this package neither imports
 torch's compiler nor logs, probes or compiles anything. What flows in: a user's ``import
@@ -19,32 +19,77 @@ from typing import TYPE_CHECKING
 from torch_helion.capture import backend as _backend
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr__` does this work
+    from torch_helion import autotuner as autotuner
     from torch_helion import exc as exc
+    from torch_helion import language as language
+    from torch_helion import runtime as runtime
     from torch_helion import settings as settings
+    from torch_helion import testing as testing
     from torch_helion import weights as weights
+    from torch_helion.config import Config as Config
     from torch_helion.explain import explain as explain
+    from torch_helion.kernel import experimental as experimental
+    from torch_helion.kernel.bound import OutputCodeOptions as OutputCodeOptions
+    from torch_helion.kernel.decorator import Kernel as Kernel
+    from torch_helion.kernel.decorator import kernel as jit
+    from torch_helion.kernel.decorator import kernel as kernel
+    from torch_helion.kernel.experimental import aot_kernel as aot_kernel
+    from torch_helion.kernel.experimental import from_cache as from_cache
+    from torch_helion.kernel.integers import cdiv as cdiv
+    from torch_helion.kernel.integers import next_power_of_2 as next_power_of_2
     from torch_helion.runtime.launcher import empty_cache as empty_cache
+    from torch_helion.settings import RefMode as RefMode
     from torch_helion.settings import Settings as Settings
 
 __version__ = "0.1.0"
 
 # name -> (module, attribute; "" = the module itself). One row per public name.
 _PUBLIC: dict[str, tuple[str, str]] = {
+    "Config": ("torch_helion.config", "Config"),
+    "Kernel": ("torch_helion.kernel.decorator", "Kernel"),
+    "OutputCodeOptions": ("torch_helion.kernel.bound", "OutputCodeOptions"),
+    "RefMode": ("torch_helion.settings", "RefMode"),
     "Settings": ("torch_helion.settings", "Settings"),
+    "aot_kernel": ("torch_helion.kernel.experimental", "aot_kernel"),
+    "autotuner": ("torch_helion.autotuner", ""),
+    "cdiv": ("torch_helion.kernel.integers", "cdiv"),
     "empty_cache": ("torch_helion.runtime.launcher", "empty_cache"),
     "exc": ("torch_helion.exc", ""),
+    "experimental": ("torch_helion.kernel.experimental", ""),
     "explain": ("torch_helion.explain", "explain"),
+    "from_cache": ("torch_helion.kernel.experimental", "from_cache"),
+    "jit": ("torch_helion.kernel.decorator", "kernel"),
+    "kernel": ("torch_helion.kernel.decorator", "kernel"),
+    "language": ("torch_helion.language", ""),
+    "next_power_of_2": ("torch_helion.kernel.integers", "next_power_of_2"),
+    "runtime": ("torch_helion.runtime", ""),
     "settings": ("torch_helion.settings", ""),
+    "testing": ("torch_helion.testing", ""),
     "weights": ("torch_helion.weights", ""),
 }
 
 __all__ = [
+    "Config",
+    "Kernel",
+    "OutputCodeOptions",
+    "RefMode",
     "Settings",
     "__version__",
+    "aot_kernel",
+    "autotuner",
+    "cdiv",
     "empty_cache",
     "exc",
+    "experimental",
     "explain",
+    "from_cache",
+    "jit",
+    "kernel",
+    "language",
+    "next_power_of_2",
+    "runtime",
     "settings",
+    "testing",
     "weights",
 ]
 

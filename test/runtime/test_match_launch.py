@@ -94,6 +94,7 @@ def launch_of(miss: Any, **changes: Any) -> _C.Launch:
         "ints": ((1, 0, 0),),
         "ties": (((1, 0, 0), (1, 1, 0)), ((1, 0, 0), (1, 2, 0))),
         "written": (2,),
+        "same": (),
         **changes,
     }
     return _C.Launch(add_kernel(), *fields.values(), miss)
@@ -119,6 +120,26 @@ def test_launch_runs_or_misses() -> None:
         assert launch(*values) == "missed"
         assert missed[-1] == values or all(a is b for a, b in zip(missed[-1], values, strict=True))
     assert torch.equal(out, before), "a launch that is refused touches nothing"
+
+
+def test_launch_misses_where_tensors_are_one() -> None:
+    x, y = torch.randn(5), torch.randn(5)
+    launch = launch_of(lambda *values: "missed")
+    assert launch(x, x, torch.empty(5)) is None, "both are only read"
+    assert launch(x, y, y) == launch(x, y, x) == "missed"
+    none = torch.empty(0)
+    assert launch(none, none, none) is None
+    spec = ("tensor", torch.float32, (None,), (1,))
+    merged = launch_of(
+        lambda *values: "missed",
+        specs=(spec, spec, spec, spec),
+        ints=((0, 5, 0),),
+        ties=(),
+        same=((2, 3),),
+    )
+    out = torch.empty(5)
+    assert merged(x, y, out, out) is None and torch.equal(out, x + y)
+    assert merged(x, y, out, torch.empty(5)) == "missed"
 
 
 def test_launch_takes_constants_and_numbers() -> None:
@@ -157,6 +178,7 @@ def test_errors_of_a_miss_are_the_callers() -> None:
         {"ints": ((1, 0, -1),)},
         {"ints": ((7, 0, 0),)},
         {"ties": (((1, 0, 0), (1, 8, 0)),)},
+        {"same": ((0, 3),)},
     ],
 )
 def test_tables_that_do_not_fit_the_kernel(changes: dict[str, Any]) -> None:

@@ -1,0 +1,62 @@
+"""`run_example`: what it compares, what it returns, what it prints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torch_helion.testing import run_example
+
+X = torch.randn(50)
+
+
+def test_times_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    times = run_example(lambda x: x + x, lambda x: 2 * x, (X,))
+    assert list(times) == ["helion", "torch"] and all(t > 0 for t in times.values())
+    said = capsys.readouterr().err
+    assert "Benchmark Results" in said and "1.00x (ref)" in said
+    several = run_example({"a": torch.neg, "b": lambda x: -x}, {"c": torch.neg}, (X,))
+    assert list(several) == ["a", "b", "c"]
+
+
+def test_wrong_results_are_named() -> None:
+    with pytest.raises(AssertionError, match="helion"):
+        run_example(lambda x: x + 1, lambda x: x, (X,))
+    with pytest.raises(AssertionError, match="2 results"):
+        run_example(lambda x: (x, x), lambda x: x, (X,))
+
+
+def test_few_wrong_elements_may_be_allowed() -> None:
+    def nearly(x: torch.Tensor) -> torch.Tensor:
+        y = x.clone()
+        y[0] += 10
+        return y
+
+    run_example(nearly, torch.clone, (X,), max_mismatch_pct=0.05)
+    with pytest.raises(AssertionError, match="elements differ"):
+        run_example(nearly, torch.clone, (X,), max_mismatch_pct=0.001)
+    with pytest.raises(AssertionError, match="differs by "):
+        run_example(nearly, torch.clone, (X,), max_mismatch_pct=0.05, max_mismatched_abs_diff=1)
+
+
+def test_arguments_stay_as_they_are() -> None:
+    x = X.clone()
+    run_example(lambda x: x.add_(1), lambda x: x.add_(1), (x,))
+    assert torch.equal(x, X)
+
+
+def test_gradients() -> None:
+    x = X.clone().requires_grad_()
+    run_example(torch.sin, lambda x: x.sin(), (x,), bwd=True)
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 3
+
+    with pytest.raises(AssertionError, match="gradients"):
+        run_example(Wrong.apply, lambda x: x * 2, (x,), bwd=True)
