@@ -61,6 +61,21 @@ def test_arguments_reach_the_collection(tmp_path: pathlib.Path) -> None:
     assert arguments[-2:] == ["--id", "good"]
 
 
+def test_each_group_runs_by_itself(tmp_path: pathlib.Path) -> None:
+    status, output = run_check(tmp_path, "good\n[weights]\nother\nbad\n")
+    assert status == 1
+    lines = [line for line in output.splitlines() if line.startswith("arguments:")]
+    groups = [json.loads(line.removeprefix("arguments: "))[5] for line in lines]
+    assert groups == ["compile", "weights"]
+    assert "required cases: 2 of 3 right" in output
+
+
+def test_one_group_can_be_asked_for(tmp_path: pathlib.Path) -> None:
+    status, output = run_check(tmp_path, "bad\n[weights]\ngood\n", "--group", "weights")
+    assert status == 0
+    assert "required cases: 1 of 1 right" in output
+
+
 def test_setup_prints_nothing_but_the_python() -> None:
     """The other scripts take its standard output as a path; messages go to standard error."""
     lines = (ROOT / "tools" / "setup_env").read_text().splitlines()
