@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch_helion import exc
 from torch_helion.config_spec import BlockSizeSpec, ConfigSpec
 from torch_helion.frontend import advice, language_rows, scan_rows
+from torch_helion.frontend.choices import Choices, spec_of
 from torch_helion.frontend.functions import Interpreter
 from torch_helion.frontend.host import UNSET, HostFunction
 from torch_helion.frontend.scope import NotYet, Scope
@@ -41,6 +42,7 @@ class Traced:
     """where each int argument is found"""
     hints: dict[sympy.Symbol, int]
     config_spec: ConfigSpec
+    choices: Choices
     assumed: tuple[Any, ...] = ()
     aliases: tuple[tuple[Path, Path], ...] = ()
     """paths of values that are one tensor, which something is stored to"""
@@ -160,12 +162,13 @@ class _Tracer:
     def _result(self, specs: list[BlockSizeSpec]) -> Traced:
         p, host, kernel = self.p, self.host, self._kernel()
         by_name = {h.buffer.name: h for h in p.tensors.values() if h.buffer is not None}
-        spec = ConfigSpec(
+        spec, choices = spec_of(
+            kernel,
+            list(self.interpreter.loops.values()),
             specs,
-            loop_orders=list(self.interpreter.orders),
-            l2_groupings=len(self.interpreter.orders),
-            user_defined_tunables=dict(host.last_run.tunables) if host.registers else {},
-            has_barrier=bool(host.barriers),
+            host.last_run.tunables if host.registers else {},
+            bool(host.barriers),
+            self.interpreter.hint,
         )
         return Traced(
             kernel,
@@ -173,6 +176,7 @@ class _Tracer:
             tuple(p.sizes.sources[s] for s in kernel.sizes),
             dict(p.sizes.hints),
             spec,
+            choices,
         )
 
 

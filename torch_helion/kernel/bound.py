@@ -63,6 +63,9 @@ class Variant:
     def text(self, config: Config | None, target: Target | None = None) -> str:
         """The kernel's text; None: with the target's defaults."""
         target = target or self.target
+        if config is not None:
+            run = functools.partial(pass_manager.run, KEEP_AXES, self.kernel)
+            config = self.traced.choices.for_target(config, lambda: target.rows(run()))
         return compiler.compile_kernel(self.kernel, self.traced.hints, config, target)
 
     def interpret(self, values: Sequence[Any], blocks: Mapping[str, int]) -> None:
