@@ -94,14 +94,6 @@ def expand(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
     return calls.stand(fake, Tensor(x.value, tuple(dims)))
 
 
-@rule(aten.slice.Tensor)
-def slice_(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
-    fake, x = _viewed(calls, func, args, kwargs)
-    if fake.shape != args[0].shape:
-        raise exc.InvalidIndexingType("a slice of a value of the device")
-    return calls.stand(fake, x)
-
-
 @rule(aten.select.int)
 def select(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
     """x[.., i, ..]: one position along an axis."""
@@ -228,13 +220,6 @@ def stacked(calls: Calls, tensors: Sequence[Tensor], at: int, dtype: torch.dtype
         here = p.b.pointwise("eq", place, p.b.const(number, torch.int64))
         result = p.b.pointwise("where", here, values[number], result)
     return Tensor(result, (*dims[:at], axis, *dims[at:]))
-
-
-@rule(aten.cat.default)
-def cat(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
-    raise exc.TorchOpTracingError(
-        "torch.cat", "values of the device have sizes of blocks; store the parts one by one"
-    )
 
 
 # -- along one axis -----------------------------------------------------------------------------

@@ -1,0 +1,22 @@
+"""Idioms of the documentation give what eager mode gives: compiled, and by the interpreter."""
+
+from __future__ import annotations
+
+import pytest
+
+import torch_helion as helion
+from test.kernel.test_programs import compare
+from test.language.idioms import IDIOMS
+from torch_helion.autotuner.benchmark import cloned
+
+
+@pytest.mark.parametrize("name", list(IDIOMS))
+def test_idiom(name: str) -> None:
+    fn, args, expect, tolerance = IDIOMS[name]
+    want = expect(*args)
+    given = args if name == "stack_of_tensors" else cloned(args)
+    for settings in ({}, {"static_shapes": False}, {"ref_mode": helion.RefMode.EAGER}):
+        kernel = helion.kernel(fn, **settings)
+        compare(kernel(*given), want, tolerance)
+    text = helion.kernel(fn).bind(args).to_triton_code()
+    assert isinstance(text, str) and len(text) > 100
