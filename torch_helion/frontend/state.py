@@ -6,7 +6,7 @@ In: what the front end's other modules ask for. Out: a `Program`, the state that
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -126,6 +126,8 @@ class Program:
         """tensors of the host, by path (by identity where `merged`)"""
         self.merged = False
         """one buffer for the names of one tensor: something is stored to it"""
+        self.lifted: dict[tuple[int, str], Callable[[], Any]] = {}
+        """data that functions read from modules, by module and name"""
         self.stored: set[str] = set()
         """buffers written in this phase"""
         self.written: set[str] = set()
@@ -139,6 +141,11 @@ class Program:
         self._regions = [0]
         self._next_region = 1
         self._buffer_names: set[str] = set()
+
+    def global_of(self, space: Mapping[str, Any], name: str) -> Any:
+        """What a module's name means to functions on the device."""
+        known = self.lifted.get((id(space), name))
+        return space[name] if known is None else known()
 
     # -- regions ----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ plain numbers). Out: `Traced`: the kernel, where its arguments are found again, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,6 +76,7 @@ class _Tracer:
         self.p = Program(host.name, settings)
         self.p.merged, self.p.sizes.closed = merged, closed
         self.interpreter = Interpreter(self.p)
+        self.p.lifted = {key: functools.partial(self.read, n) for key, n in host.lifted.items()}
         self._wrapped: dict[str, Any] = {}
 
     def read(self, name: str) -> Any:
@@ -85,7 +87,8 @@ class _Tracer:
             number, value = self.values[name]
             if value is UNSET:
                 raise exc.UndefinedVariable(name)
-            self._wrapped[name] = wrap(self.p, value, (number,), name)
+            plain = name.split(" ")[-1].replace(".", "_")  # a lifted one is "0 helper.NAME"
+            self._wrapped[name] = wrap(self.p, value, (number,), plain)
         return self._wrapped[name]
 
     def finished(self) -> Traced:
