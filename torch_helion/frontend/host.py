@@ -71,6 +71,8 @@ class HostFunction:
     calls_language: bool
     """whether the host part may call functions of the language"""
     _factory: Callable[..., Any]
+    told: set[tuple[str, int, str]] = dataclasses.field(default_factory=set)
+    """warnings that have been given: class, line, operation"""
     _local: threading.local = dataclasses.field(default_factory=threading.local)
 
     @property

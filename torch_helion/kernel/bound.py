@@ -23,6 +23,7 @@ from torch_helion.codegen.triton.target import TRITON
 from torch_helion.config import Config
 from torch_helion.config_spec import ACTING, ConfigSpec
 from torch_helion.frontend import trace as frontend
+from torch_helion.frontend.watch import Watch
 from torch_helion.ir import interpreter
 from torch_helion.kernel import arguments, stored
 from torch_helion.kernel.arguments import TensorLike
@@ -153,10 +154,26 @@ class BoundKernel:
                 made.copies((arg,), open_numbers=i not in constants)[0]
                 for i, arg in enumerate(self.args)
             ]
-            values = _examples().values_at_launch(self, args)
+            with Watch(self.host) as watch:
+                values = _examples().values_at_launch(self, args)
             if values is None:
                 raise exc.NoDeviceLoopsInKernel()
+            watch.report(self.settings)
             return self._trace(made, values)
+
+    def trace_real(self, args: tuple[Any, ...]) -> Variant:
+        """Trace on what the host part makes of copies of real arguments: it reads their data."""
+        copies: dict[Any, Any] = {}
+
+        def copy(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            return copies.setdefault(arguments.identity_of(leaf), leaf.detach().clone())
+
+        values = _examples().values_at_launch(self, arguments.replace_tensors(args, copy))
+        if values is None:
+            raise exc.NoDeviceLoopsInKernel()
+        return self.variant_for(values)
 
     def run_on_fakes(self) -> tuple[Any, Any, Any]:
         """Fake arguments, what the host part launches with, and what it returns for them."""
