@@ -48,12 +48,19 @@ class ConfigSpecFragment:
         return value in self.values()
 
 
+def _known(name: str, *numbers: Any) -> None:
+    """Bounds are numbers: what a size is, only a specialised kernel knows."""
+    if any(type(n).__name__ == "SymInt" for n in numbers):
+        raise exc.ConfigSpecFragmentWithSymInt(f"{name}({', '.join(map(str, numbers))})")
+
+
 class PowerOfTwoFragment(ConfigSpecFragment):
     """Powers of two from ``low`` to ``high``; the default is ``low`` unless given."""
 
     def __init__(self, low: int, high: int, default_val: int | None = None, **named: int) -> None:
         default_val = named.pop("default", default_val)
         _no_more(named)
+        _known("PowerOfTwoFragment", low, high)
         if not (_power_of_two(low) and _power_of_two(high) and low <= high):
             raise exc.InvalidAPIUsage(
                 f"PowerOfTwoFragment({low}, {high}): powers of two, ascending"
@@ -74,6 +81,7 @@ class IntegerFragment(ConfigSpecFragment):
     def __init__(self, low: int, high: int, default_val: int | None = None, **named: int) -> None:
         default_val = named.pop("default", default_val)
         _no_more(named)
+        _known("IntegerFragment", low, high)
         if low > high:
             raise exc.InvalidAPIUsage(f"IntegerFragment({low}, {high}): the range is empty")
         self.low, self.high = low, high

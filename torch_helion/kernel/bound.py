@@ -69,10 +69,13 @@ class Variant:
             config = self.traced.choices.for_target(config, lambda: target.rows(run()))
         return compiler.compile_kernel(self.kernel, self.traced.hints, config, target)
 
-    def interpret(self, values: Sequence[Any], blocks: Mapping[str, int]) -> None:
+    def interpret(
+        self, values: Sequence[Any], blocks: Mapping[str, int], unique_stores: bool = False
+    ) -> None:
         """Run by the interpreter, each tile as large as its range where ``blocks`` say no size."""
         tensors, ints = self.recipe.arguments(values)
-        interpreter.run(self.kernel, [t.detach() for t in tensors], ints, dict(blocks))
+        plain = [t.detach() for t in tensors]
+        interpreter.run(self.kernel, plain, ints, dict(blocks), unique_stores=unique_stores)
         for number in self.recipe.written:
             count_write(tensors[number])
 
@@ -356,10 +359,12 @@ class BoundKernel:
         host = self.host_with(lambda *values: self.interpret(values, choices), lambda: choices)
         return host(*args)
 
-    def interpret(self, values: Sequence[Any], choices: Mapping[str, Any]) -> None:
+    def interpret(
+        self, values: Sequence[Any], choices: Mapping[str, Any], unique_stores: bool = False
+    ) -> None:
         """Run the device part by the interpreter."""
         variant = self.variant_for(values)
-        variant.interpret(values, self.registered_blocks(variant, choices))
+        variant.interpret(values, self.registered_blocks(variant, choices), unique_stores)
 
     @property
     def registers(self) -> bool:
@@ -418,7 +423,8 @@ class CompiledKernel:
 
     def _interpret(self, *values: Any) -> None:
         """The launch of the reference mode."""
-        self.bound.interpret(values, self.complete() if self.bound.registers else {})
+        choices = self.complete() if self.bound.registers else {}
+        self.bound.interpret(values, choices, unique_stores=True)
 
     def acting(self) -> Config | None:
         """The keys of the complete config that change code, and the kernel's own tunables."""
@@ -447,8 +453,11 @@ class CompiledKernel:
         for recipe, kernel in self._loaded:
             if fits(recipe, values):
                 return recipe, kernel
-        recipe, text = self._text_for(values)
-        kernel = compiler.load_kernel(text, self.bound.target)
+        try:
+            recipe, text = self._text_for(values)
+            kernel = compiler.load_kernel(text, self.bound.target)
+        except exc.CodegenError as error:
+            raise exc.ErrorCompilingKernel(f"{self.bound.kernel.name}: {error}") from error
         if self.bound.settings.print_output_code:
             print(text, file=sys.stderr)
         self._loaded.append((recipe, kernel))
