@@ -65,7 +65,7 @@ def _message(error: exc.Base, file: str, first: int) -> str:
         return f'File "kernel.py", line {int(found[1]) - first + 1}'
 
     text = re.sub(rf'File "{re.escape(file)}", line (\d+)', place, text)
-    return re.sub(r"0x[0-9a-f]+", "0x…", text)
+    return re.sub(r"\bs[0-9]+\b", "n", text)
 
 
 def _entry(error: exc.Base, program: list[str], first: int, file: str) -> str:
@@ -79,12 +79,14 @@ def entries() -> Iterator[tuple[type[exc.Base], str]]:
     for error, fn, args in BROKEN:
         program, first = _source(fn)
         file = inspect.getsourcefile(fn) or ""
-        yield error, _entry(of_kernel(error, fn, args), program, first, file)
+        found = of_kernel(error, fn, args)
+        yield type(found), _entry(found, program, first, file)
     for error, call in MISUSES:
         program, first = _source(call)
         body = textwrap.dedent("\n".join(program[1:])).split("\n")
         file = inspect.getsourcefile(call) or ""
-        yield error, _entry(raised(error, call), body, first + 1, file)
+        found = raised(error, call)
+        yield type(found), _entry(found, body, first + 1, file)
 
 
 def page() -> str:

@@ -1,4 +1,4 @@
-"""Mistakes around kernels: in decorators, arguments, configs, tuning, modes. Each raises its class."""
+"""Mistakes around kernels: in decorators, arguments, configs, tuning, modes."""
 
 from __future__ import annotations
 

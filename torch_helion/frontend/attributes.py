@@ -74,7 +74,7 @@ def _of_host(p: Program, host: HostTensor, name: str) -> Any:
     if not hasattr(tensor, name):
         raise exc.CantReadOnDevice(f"attribute {name!r} of tensor {host.name}")
     if name in ("T", "mT", "H", "mH", "data"):
-        raise exc.HostTensorDirectUsage(host.name)
+        raise exc.HostTensorDirectUsage(host.name, name)
     return Method(host, name)
 
 

@@ -7,6 +7,7 @@ two axes have the same unless they are known to be equally long).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import sympy
@@ -163,6 +164,15 @@ class Axes:
             while number % factor == 0:
                 size, number = size * symbol, number // factor
         return size * number
+
+    def readable(self, text: str) -> str:
+        """A text of PyTorch's with sizes in the place of their stand-ins."""
+
+        def size(found: re.Match[str]) -> str:
+            number = int(found[0])
+            return str(self.size_of(number)) if number >= _FIRST_STAND_IN else found[0]
+
+        return re.sub(r"\d+", size, text)
 
     def block_axis(self, block: Size) -> Axis:
         """The axis that a block size in a shape means: the innermost open tile of that size."""

@@ -159,7 +159,7 @@ class Interpreter(Loops):
             raise exc.NotAllowedOnDevice(f".{name}()")
         if len(shape) == 0:
             return self._method(Method(indexing.load(self.p, host, ()), name), args, kwargs)
-        raise exc.HostTensorDirectUsage(host.name)
+        raise exc.HostTensorDirectUsage(host.name, name)
 
 
 def _of_container(fn: Any) -> bool:

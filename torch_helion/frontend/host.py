@@ -27,6 +27,7 @@ from torch_helion.frontend.source import (
     MISSING,
     Source,
     assigned_names,
+    place_in,
     read_names,
     source_of,
     static_value,
@@ -119,10 +120,26 @@ class HostFunction:
                 given = choices() if callable(choices) else choices
                 known.append(dict(given or {}))
             run = self._local.run = HostRun(known[0])
-            with context.running(run):
-                return fn(*args, **kwargs)
+            try:
+                with context.running(run):
+                    return fn(*args, **kwargs)
+            except exc.Base as error:
+                if error.location is None:
+                    error.at(_place_of(error, self.source.file))
+                raise
 
         return host
+
+
+def _place_of(error: exc.Base, file: str) -> exc.SourceLocation | None:
+    """The expression of a file from which an error came (Python 3.11 and later: its columns)."""
+    found, entry = None, error.__traceback__
+    while entry is not None:
+        code = entry.tb_frame.f_code
+        if code.co_filename == file:
+            found = place_in(code, entry.tb_lasti, entry.tb_lineno)
+        entry = entry.tb_next
+    return found
 
 
 def _optional(get: Callable[[], Any]) -> Any:

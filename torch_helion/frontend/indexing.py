@@ -97,7 +97,7 @@ def _check(item: Any) -> None:
             raise exc.InvalidIndexingType(describe(item))
         return
     if isinstance(item, HostTensor):
-        raise exc.HostTensorDirectUsage(item.name)
+        raise exc.HostTensorDirectUsage(item.name, "subscript")
     if not (
         item is None
         or item is Ellipsis
@@ -414,7 +414,7 @@ def stored_value(p: Program, place: Place, value: Any) -> Value:
     elif is_number(value):
         result = p.typed(value, dtype)
     elif isinstance(value, HostTensor):
-        raise exc.HostTensorDirectUsage(value.name)
+        raise exc.HostTensorDirectUsage(value.name, "store")
     else:
         raise exc.RequiresTensorInAssignment(describe(value))
     moves = {n for e in place.index if isinstance(e, Affine) for n in e.axis_names}

@@ -19,15 +19,20 @@ from torch_helion.ir.graph import Value
 from torch_helion.ir.types import Axis
 
 aten = torch.ops.aten
+SLICE = "slice"
 
 
 def length(p: Program, dim: Dim, what: str) -> int:
-    """The extent of a dimension, which must be a constant; raises exc.InvalidIndexingType."""
+    """The extent of a dimension, which must be a constant."""
     extent = p.axes.extent(dim)
-    if (dim is not None and dim.kind == "block") or not isinstance(extent, int):
-        size = p.axes.shape_text(dim)
-        raise exc.InvalidIndexingType(f"{what} along a dimension of size {size}, no constant")
-    return extent
+    if isinstance(extent, int) and (dim is None or dim.kind != "block"):
+        return extent
+    tile = dim is not None and dim.kind == "block"
+    why = f"the length of {dim.name if dim else ''} is known to the config only" if tile else ""
+    why = why or f"its length {extent} is no constant (see hl.specialize)"
+    if what == SLICE:
+        raise exc.InvalidIndexingType(f"a slice of a value along a dimension: {why}")
+    raise exc.TorchOpTracingError(f"torch.{what}", f"along a dimension: {why}")
 
 
 # -- slices -------------------------------------------------------------------------------------
@@ -42,7 +47,7 @@ def sliced(p: Program, x: Tensor, d: int, part: slice) -> Tensor:
     if (part.start or 0) == 0 and part.stop is None and (part.step or 1) == 1:
         return x
     dim = x.dims[d]
-    extent = length(p, dim, "a slice")
+    extent = length(p, dim, SLICE)
     places = range(*part.indices(extent))
     if len(places) == extent:
         return x
@@ -86,7 +91,7 @@ def cat(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
     p = calls.p
     tensors = [t for t in map(calls.of, args[0]) if t.rank]
     d = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % fake.dim()
-    lengths = [length(p, t.dims[d], "torch.cat") for t in tensors]
+    lengths = [length(p, t.dims[d], "cat") for t in tensors]
     parts = [(t, n) for t, n in zip(tensors, lengths, strict=True) if n]
     kept = [(*t.dims[:d], None, *t.dims[d + 1 :]) for t, _ in parts]
     dims = list(p.axes.joined(kept))
@@ -150,7 +155,7 @@ def _check_scatter(p: Program, x: Tensor, index: Tensor, source: Any, d: int) ->
         if any(a is not b for a, b in rest) or dims[d] is not others[0][d]:
             raise exc.ShapeMismatch(repr(x), repr(index))
     for dim in (x.dims[d], index.dims[d]) if x.rank else ():
-        length(p, dim, "a scatter")
+        length(p, dim, "scatter")
 
 
 def _scattered(p: Program, func: Any, x: Tensor, index: Tensor, source: Any, d: int) -> Value:
@@ -166,7 +171,7 @@ def _scattered(p: Program, func: Any, x: Tensor, index: Tensor, source: Any, d: 
         places = b.expand(b.reaxis(b.expand(places, [there]), {there: from_axis}), [from_axis])
         if there.name in values.type.axis_names:
             values = b.reaxis(values, {there: from_axis})
-    _in_range(p, places, length(p, here, "a scatter"))
+    _in_range(p, places, length(p, here, "scatter"))
     zero = b.const(0, torch.int64)
     hit = b.pointwise("eq", places, zero if here is None else b.iota(here))
     if func is aten.scatter_add.default:

@@ -5,7 +5,6 @@ In: a `HostFunction` that runs inside of a `Watch`. Out: warnings with the place
 
 from __future__ import annotations
 
-import itertools
 import sys
 import types
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch_helion import exc
 from torch_helion.frontend import advice
 from torch_helion.frontend.host import HostFunction
+from torch_helion.frontend.source import place_in
 
 
 class Watch(TorchFunctionMode):
@@ -41,7 +41,7 @@ class Watch(TorchFunctionMode):
             if code.co_filename == self.host.source.file and code.co_name == self.host.name:
                 inside = any(_is_users(f) for f in called)
                 kind = exc.TensorOperationsInHostCall if inside else exc.TensorOperationInWrapper
-                place = _place(self.host, outer)
+                place = place_in(code, outer.f_lasti, outer.f_lineno)
                 self.found.setdefault((place.line, name, inside), kind(name).at(place))
                 return
             called.append(outer)
@@ -64,15 +64,3 @@ def _outwards(frame: types.FrameType | None) -> Iterator[types.FrameType]:
 def _is_users(frame: types.FrameType) -> bool:
     name = frame.f_globals.get("__name__", "")
     return not name.startswith(("torch.", "torch_helion.frontend"))
-
-
-def _place(host: HostFunction, frame: types.FrameType) -> exc.SourceLocation:
-    """The expression of the host part that is being evaluated (3.11 and later: its columns)."""
-    positions = getattr(frame.f_code, "co_positions", None)
-    column = end = None
-    if positions is not None:
-        number = frame.f_lasti // 2
-        line, last, column, end = next(itertools.islice(positions(), number, None))
-        if line != last:
-            end = None
-    return exc.SourceLocation(host.source.file, frame.f_lineno, column, end, host.name)
