@@ -658,3 +658,11 @@ def scaled_product(x):
     for tile in hl.tile(8):
         x[tile, :] = hl.dot_scaled(x[tile, :], x[tile, :], "e2m1", x[:, :], x[:, :], "e2m1")  # here
     return x
+
+
+@broken(exc.TypeInferenceError)
+def bound_that_is_no_integer(x):
+    for tile in hl.tile(8):
+        for k in hl.tile(2.5):  # here
+            x[tile, k] = 1.0
+    return x
