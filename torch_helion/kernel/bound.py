@@ -25,7 +25,7 @@ from torch_helion.config_spec import ACTING, ConfigSpec
 from torch_helion.frontend import trace as frontend
 from torch_helion.frontend.watch import Watch
 from torch_helion.ir import interpreter
-from torch_helion.kernel import arguments, stored
+from torch_helion.kernel import arguments, shared_memory, stored
 from torch_helion.kernel.arguments import TensorLike
 from torch_helion.kernel.recipe import Recipe, make_recipe
 from torch_helion.passes import pass_manager
@@ -397,6 +397,8 @@ class CompiledKernel:
         self.config = config
         self.listeners: list[Callable[[], None]] = []
         self._loaded: list[tuple[Recipe, _C.Kernel]] = []
+        self._told = False
+        """whether overlapping tensors were spoken of"""
         eager = bound.settings.ref_mode is settings.RefMode.EAGER
         self._relaunch(self._interpret if eager else self._miss)
 
@@ -426,6 +428,17 @@ class CompiledKernel:
         choices = self.complete() if self.bound.registers else {}
         self.bound.interpret(values, choices, unique_stores=True)
 
+    def _in_order(self, values: Sequence[Any]) -> None:
+        """Run one operation after the other: what is written is read under another name as well."""
+        if not self._told:
+            log.warning(
+                "%s: tensors overlap and one of them is written; such calls are run by the "
+                "interpreter, which is slow. Pass tensors that are apart.",
+                self.bound.kernel.name,
+            )
+        self._told = True
+        self.bound.interpret(values, self.complete() if self.bound.registers else {})
+
     def acting(self) -> Config | None:
         """The keys of the complete config that change code, and the kernel's own tunables."""
         if self.config is None and not self.bound.registers:
@@ -444,9 +457,13 @@ class CompiledKernel:
         """A launch for values that the last one was not made for."""
         recipe, kernel = self._kernel_for(values)
         tensors, ints = recipe.arguments(values)
+        apart = shared_memory.interleaved(tensors, recipe.written)
+        if apart is None:
+            self._in_order(values)
+            return
         for number in recipe.written:
             count_write(tensors[number])
-        self._relaunch(recipe.launch(kernel, self._miss))
+        self._relaunch(recipe.launch(kernel, self._miss, apart))
         kernel(*tensors, *ints)
 
     def _kernel_for(self, values: Sequence[Any]) -> tuple[Recipe, _C.Kernel]:
