@@ -192,6 +192,9 @@ IGNORED = (
     "load_cache_modifiers",
     "store_cache_modifiers",
     "epilogue_subtile",
+    "host_tensor_descriptors",
+    "reduction_fusion",
+    "cross_loop_pipeline",
 )
 """Keys that any program may set; a target that does not know one drops it."""
 

@@ -134,6 +134,9 @@ class Base(RuntimeError):
         return "\n".join(parts)
 
 
+BaseError = Base
+"""the name that newer programs use"""
+
 # ---------------------------------------------------------------------- inside the package
 
 
