@@ -57,6 +57,16 @@ def _source(fn: Callable[..., Any]) -> tuple[list[str], int]:
     return textwrap.dedent("\n".join(plain)).split("\n"), first + start
 
 
+def _spaced(lines: list[str]) -> list[str]:
+    """The lines of a program of its own: two blank lines around functions and classes."""
+    found: list[str] = []
+    for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
+        outer = after[:1] not in ("", " ")
+        opens = after.startswith(("def ", "class ", "@"))
+        found += ["", ""] if not line and outer and (opens or before.startswith(" ")) else [line]
+    return found
+
+
 def _message(error: exc.Base, file: str, first: int) -> str:
     """The text of an error as if the program were a file of its own."""
     text = re.sub(r"\s+# (noqa|here|type).*", "", str(error))
@@ -83,7 +93,7 @@ def entries() -> Iterator[tuple[type[exc.Base], str]]:
         yield type(found), _entry(found, program, first, file)
     for error, call in MISUSES:
         program, first = _source(call)
-        body = textwrap.dedent("\n".join(program[1:])).split("\n")
+        body = _spaced(textwrap.dedent("\n".join(program[1:])).split("\n"))
         file = inspect.getsourcefile(call) or ""
         found = raised(error, call)
         yield type(found), _entry(found, body, first + 1, file)
