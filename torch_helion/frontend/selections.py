@@ -132,6 +132,87 @@ def _from(p: Program, axis: Dim, begin: int, before: Value, after: Value) -> Val
     return p.b.pointwise("where", there, after, before)
 
 
+# -- other orders -------------------------------------------------------------------------------
+
+
+@rule(aten.flip.default)
+def flip(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
+    fake, p, x = func(*args, **kwargs), calls.p, calls.of(args[0])
+    for d in (d % x.rank for d in args[1]):
+        extent = length(p, x.dims[d], "flip")
+        x = _picked(p, x, d, range(extent - 1, -1, -1))
+    return calls.stand(fake, x)
+
+
+def _picked(p: Program, x: Tensor, d: int, places: range) -> Tensor:
+    """As many positions along a dimension as it has, in another order."""
+    dim = x.dims[d]
+    if dim is None or dim.name not in x.value.type.axis_names:
+        return x
+    out = p.axes.free(dim, x.dims)
+    value = p.b.take(x.value, _places(p, out, places), dim)
+    return Tensor(value, (*x.dims[:d], out, *x.dims[d + 1 :]))
+
+
+@rule(aten.index.Tensor, aten.index_select.default)
+def index(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
+    """Positions along one dimension, in a tensor of any rank."""
+    fake, p, x = func(*args, **kwargs), calls.p, calls.of(args[0])
+    if func is aten.index_select.default:
+        given = {args[1] % x.rank: args[2]}
+    else:
+        given = {d: i for d, i in enumerate(args[1]) if i is not None}
+    if len(given) != 1:
+        raise exc.InductorLoweringError("several index tensors in a value of the device")
+    ((d, found),) = given.items()
+    picks = calls.of(found)
+    if picks.dtype is torch.bool:
+        raise exc.DataDependentOutputShapeNotSupported("indexing with a bool tensor")
+    extent = length(p, x.dims[d], "index")
+    dims: list[Dim] = [*x.dims[:d], *x.dims[d + 1 :]]
+    fresh = [None if a is None else p.axes.free(a, [*x.dims, *picks.dims]) for a in picks.dims]
+    own = [f if a in dims or a is x.dims[d] else a for a, f in zip(picks.dims, fresh, strict=True)]
+    place = p.b.cast(p.axes.put(picks.value, picks.dims, own), torch.int64)
+    below = p.b.pointwise("lt", place, p.b.const(0, torch.int64))
+    wrapped = p.b.pointwise("add", place, p.b.const(extent, torch.int64))
+    place = p.b.pointwise("where", below, wrapped, place)
+    value, dim = x.value, x.dims[d]
+    if dim is not None and dim.name in value.type.axis_names:
+        value = p.b.take(value, place, dim)
+    else:
+        _in_range(p, place, extent)
+    return calls.stand(fake, Tensor(value, (*dims[:d], *own, *dims[d:])))
+
+
+@rule(aten.constant_pad_nd.default)
+def pad(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
+    fake, p, x = func(*args, **kwargs), calls.p, calls.of(args[0])
+    number = args[2] if len(args) > 2 else kwargs.get("value", 0)
+    widths = args[1]
+    for n in range(len(widths) // 2):
+        low, high = widths[2 * n : 2 * n + 2]
+        if low or high:
+            x = _padded(p, x, x.rank - 1 - n, low, high, number)
+    return calls.stand(fake, x)
+
+
+def _padded(p: Program, x: Tensor, d: int, low: int, high: int, number: Any) -> Tensor:
+    """One dimension, longer (or shorter) at both of its ends."""
+    dim, b = x.dims[d], p.b
+    extent = length(p, dim, "pad")
+    out = p.axes.dim_of(extent + low + high, [*x.dims])
+    place = _places(p, out, range(-low, extent + high))
+    value = x.value
+    if not extent:
+        value = p.constant(number, x.dtype)
+    elif dim is not None and dim.name in value.type.axis_names:
+        value = b.take(value, _within(p, place, extent), dim)
+    inside = b.pointwise("ge", place, b.const(0, torch.int64))
+    inside = b.pointwise("and", inside, b.pointwise("lt", place, b.const(extent, torch.int64)))
+    value = b.pointwise("where", inside, value, p.constant(number, x.dtype))
+    return Tensor(value, (*x.dims[:d], out, *x.dims[d + 1 :]))
+
+
 # -- scatters -----------------------------------------------------------------------------------
 
 

@@ -330,6 +330,19 @@ def mm(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
     return calls.stand(fake, product(calls.p, a, b, fake.dtype))
 
 
+@rule(aten.mm.dtype, aten.bmm.dtype, aten.addmm.dtype, aten.baddbmm.dtype)
+def mm_wide(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
+    """Products with the dtype of the result given: they are not rounded in between."""
+    from torch_helion.frontend.products import product
+
+    if any(kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
+        raise exc.InductorLoweringError("a product with factors and a dtype of its own")
+    *start, a, b = (calls.of(x) for x in args[:-1])
+    result = product(calls.p, a, b, args[-1], *start)
+    shape = (*args[-3].shape[:-1], args[-2].shape[-1])
+    return calls.stand(torch.empty(shape, dtype=args[-1]), result)
+
+
 @rule(aten.addmm.default, aten.baddbmm.default)
 def addmm(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
     """beta * c + alpha * (a @ b), rounded once."""
