@@ -352,8 +352,3 @@ def _subscript(i: Interpreter, tensor: Any, index: Any) -> Tensor:
 
 
 ROWS[language.device_print] = device_print
-
-
-@row(language.breakpoint)
-def _breakpoint(i: Interpreter) -> None:
-    raise exc.BreakpointInDeviceLoopRequiresInterpret()
