@@ -563,3 +563,50 @@ def maxmin(x):
         out[0] = torch.max(x[:])
         out[1] = x[:].min()
     return out
+
+
+@idiom(rand(2, 3, 4, 5, 2), expect=lambda x: x + 1)
+def five_dimensions(x):
+    out = torch.empty_like(x)
+    for tile in hl.tile(x.size()):
+        out[tile] = x[tile] + 1
+    return out
+
+
+@idiom(rand(2, 10007), rand(3, 1009), expect=lambda x, y: (x * x.mean(-1, keepdim=True), y + 1))
+def sizes_that_are_primes(x, y):
+    a, b = torch.empty_like(x), torch.empty_like(y)
+    for tile in hl.tile(2):
+        a[tile, :] = x[tile, :] * x[tile, :].mean(-1, keepdim=True)
+    for tile in hl.tile(3):
+        b[tile, :] = y[tile, :] + 1
+    return a, b
+
+
+@idiom(rand(20), torch.tensor([13]), expect=lambda x, n: F.pad(x[:13] * 2, (0, 7)))
+def bound_of_data_at_the_top(x, n):
+    out = torch.zeros_like(x)
+    for tile in hl.tile(n[0]):
+        out[tile] = x[tile] * 2
+    return out
+
+
+@idiom(rand(6, 8), None, expect=lambda x, bias: x)
+def tensors_made_on_conditions(x, bias):
+    if bias is None:
+        bias = torch.zeros(x.size(1))
+    out = torch.empty_like(x)
+    for a, b in hl.tile(x.shape):
+        out[a, b] = x[a, b] + bias[b]
+    return out
+
+
+@idiom(rand(8, 8), expect=lambda x: x.sum())
+def counters_that_are_carried(x):
+    out = torch.empty(1)
+    for _ in hl.grid(1):
+        total, n = hl.zeros([]), 0
+        for i in range(8):
+            total, n = total + x[i, :].sum(), n + 1
+        out[0] = total * n / 8
+    return out[0]

@@ -13,7 +13,7 @@ import sympy
 import torch
 
 from torch_helion import exc
-from torch_helion.frontend.axes import Axes
+from torch_helion.frontend.axes import FIRST_STAND_INS, Axes
 from torch_helion.frontend.sizes import Path, SizeTable
 from torch_helion.frontend.values import HostTensor, Number, Tensor, integer
 from torch_helion.ir.builder import Builder, Combine
@@ -117,9 +117,9 @@ class MaskingBuilder(Builder):
 class Program:
     """What is known of the kernel while it is being traced."""
 
-    def __init__(self, name: str, settings: Any) -> None:
+    def __init__(self, name: str, settings: Any, first: int = FIRST_STAND_INS[0]) -> None:
         self.b = MaskingBuilder(name)
-        self.axes = Axes(self.b)
+        self.axes = Axes(self.b, first)
         self.sizes = SizeTable(self.b)
         self.settings = settings
         self.tensors: dict[Any, HostTensor] = {}

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch_helion import exc
 from torch_helion.config_spec import BlockSizeSpec, ConfigSpec
 from torch_helion.frontend import advice, language_rows, scan_rows
+from torch_helion.frontend.axes import FIRST_STAND_INS
 from torch_helion.frontend.choices import Choices, spec_of
 from torch_helion.frontend.functions import Interpreter
 from torch_helion.frontend.host import UNSET, HostFunction
@@ -53,13 +54,24 @@ def trace(host: HostFunction, values: Sequence[Any], settings: Any) -> Traced:
     """Trace the device part for values of these kinds."""
     advice.about_host(host, values, settings)
     with _disable_current_modes(), torch.no_grad():
-        tracer = _Tracer(host, values, settings)
-        try:
-            return tracer.finished()
-        except exc.Base:
-            if not tracer.p.sizes.opened:
-                raise
-        return _Tracer(host, values, settings, closed=True).finished()
+        for first in FIRST_STAND_INS:
+            try:
+                return _with_stand_ins(host, values, settings, first)
+            except (exc.TorchOpTracingError, exc.InternalError) as error:
+                unlucky = "overflow" in str(error) or "is taken" in str(error)
+                if not unlucky or first == FIRST_STAND_INS[-1]:
+                    raise
+        raise AssertionError
+
+
+def _with_stand_ins(host: HostFunction, values: Sequence[Any], settings: Any, first: int) -> Traced:
+    tracer = _Tracer(host, values, settings, first)
+    try:
+        return tracer.finished()
+    except exc.Base:
+        if not tracer.p.sizes.opened:
+            raise
+    return _Tracer(host, values, settings, first, closed=True).finished()
 
 
 class _Tracer:
@@ -68,12 +80,13 @@ class _Tracer:
         host: HostFunction,
         values: Sequence[Any],
         settings: Any,
+        first: int,
         merged: bool = False,
         closed: bool = False,
     ) -> None:
         self.host, self.given, self.settings = host, values, settings
         self.values = dict(zip(host.values, enumerate(values), strict=True))
-        self.p = Program(host.name, settings)
+        self.p = Program(host.name, settings, first)
         self.p.merged, self.p.sizes.closed = merged, closed
         self.interpreter = Interpreter(self.p)
         self.p.lifted = {key: functools.partial(self.read, n) for key, n in host.lifted.items()}
@@ -95,8 +108,8 @@ class _Tracer:
         """The trace; once more where a tensor that is stored to has two names."""
         traced, pairs = self.trace(), self._aliases()
         if pairs:
-            closed = self.p.sizes.closed
-            again = _Tracer(self.host, self.given, self.settings, merged=True, closed=closed)
+            same = (self.p.axes.first, True, self.p.sizes.closed)
+            again = _Tracer(self.host, self.given, self.settings, *same)
             traced = dataclasses.replace(again.trace(), aliases=pairs)
         return traced
 
