@@ -276,6 +276,14 @@ PyType_Spec match_spec = {
 
 // ---------------------------------------------------------------- Launch
 
+// Two tensor arguments whose memory interleaves without an element in common,
+// and how many bytes the second lies behind the first.
+struct Apart {
+  std::size_t first;
+  std::size_t second;
+  int64_t distance;
+};
+
 struct Launch {
   PyObject_HEAD
   vectorcallfunc vectorcall;
@@ -287,6 +295,7 @@ struct Launch {
   std::vector<Source>* ints;
   std::vector<Tie>* ties;
   std::vector<std::pair<int64_t, int64_t>>* same; // values that are one tensor
+  std::vector<Apart>* apart;
 };
 
 // Not every value is checked to be a tensor or number: false sends the call
@@ -378,8 +387,47 @@ bool read_tensors(const Launch* self, PyObject* const* values, int64_t* slots) {
   return true;
 }
 
+// Bytes from the first to behind the last element.
+int64_t extent_of(const c10::TensorImpl* impl) {
+  if (impl->numel() == 0) {
+    return 0;
+  }
+  const auto sizes = impl->sizes();
+  const auto strides = impl->strides();
+  int64_t last = 0;
+  for (std::size_t d = 0; d < sizes.size(); ++d) {
+    last += (sizes[d] - 1) * strides[d];
+  }
+  return (last + 1) * static_cast<int64_t>(impl->itemsize());
+}
+
+bool lie_apart(
+    const Launch* self,
+    PyObject* const* values,
+    const int64_t* slots,
+    std::size_t i,
+    std::size_t j) {
+  const int64_t begin = slots[i];
+  const int64_t other = slots[j];
+  const auto& places = *self->tensors;
+  if (begin + extent_of(tensor_impl(values[places[i]])) <= other ||
+      other + extent_of(tensor_impl(values[places[j]])) <= begin) {
+    return true;
+  }
+  for (const Apart& known : *self->apart) {
+    if (known.first == i && known.second == j) {
+      return other - begin == known.distance;
+    }
+    if (known.first == j && known.second == i) {
+      return begin - other == known.distance;
+    }
+  }
+  return false;
+}
+
 // Two arguments are one tensor exactly where the kernel was made for that: one
-// that writes through the first and reads through the second is another.
+// that writes through the first and reads through the second is another. No
+// other one shares memory with what the kernel writes.
 bool aliases_fit(
     const Launch* self,
     PyObject* const* values,
@@ -387,7 +435,7 @@ bool aliases_fit(
   const std::size_t n = self->tensors->size();
   for (std::size_t i = 0; i < n; ++i) {
     for (std::size_t j = 0; j < n && (*self->written)[i] != 0; ++j) {
-      if (i != j && slots[i] == slots[j] && slots[i] != 0) {
+      if (i != j && !lie_apart(self, values, slots, i, j)) {
         return false;
       }
     }
@@ -536,6 +584,28 @@ bool fill_same(Launch* self, PyObject* same) {
   return true;
 }
 
+bool fill_apart(Launch* self, PyObject* apart) {
+  const Py_ssize_t n = apart == nullptr ? 0 : PyTuple_GET_SIZE(apart);
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    long long first = 0;
+    long long second = 0;
+    long long distance = 0;
+    if (!PyArg_ParseTuple(
+            PyTuple_GET_ITEM(apart, i),
+            "LLL:apart",
+            &first,
+            &second,
+            &distance)) {
+      return false;
+    }
+    self->apart->push_back(
+        {static_cast<std::size_t>(first),
+         static_cast<std::size_t>(second),
+         distance});
+  }
+  return true;
+}
+
 bool arity_is_right(const Launch* self) {
   const KernelArity arity = kernel_arity(self->kernel);
   if (arity.tensors == static_cast<Py_ssize_t>(self->tensors->size()) &&
@@ -561,9 +631,10 @@ PyObject* launch_new(PyTypeObject* type, PyObject* args, PyObject*) {
   PyObject* written = nullptr;
   PyObject* same = nullptr;
   PyObject* miss = nullptr;
+  PyObject* apart = nullptr;
   if (!PyArg_ParseTuple(
           args,
-          "OO!O!O!O!O!O!O:Launch",
+          "OO!O!O!O!O!O!O|O!:Launch",
           &kernel,
           &PyTuple_Type,
           &specs,
@@ -577,7 +648,9 @@ PyObject* launch_new(PyTypeObject* type, PyObject* args, PyObject*) {
           &written,
           &PyTuple_Type,
           &same,
-          &miss)) {
+          &miss,
+          &PyTuple_Type,
+          &apart)) {
     return nullptr;
   }
   if (!is_kernel_object(kernel)) {
@@ -599,9 +672,11 @@ PyObject* launch_new(PyTypeObject* type, PyObject* args, PyObject*) {
     self->ints = new std::vector<Source>();
     self->ties = new std::vector<Tie>();
     self->same = new std::vector<std::pair<int64_t, int64_t>>();
+    self->apart = new std::vector<Apart>();
     const bool right = read_specs(specs, self->specs) &&
         fill_tensors(self, tensors, written) && fill_ints(self, ints, ties) &&
-        fill_same(self, same) && arity_is_right(self);
+        fill_same(self, same) && fill_apart(self, apart) &&
+        arity_is_right(self);
     return right ? object.release() : nullptr;
   });
 }
@@ -632,6 +707,7 @@ void launch_dealloc(PyObject* object) {
   delete self->ints;
   delete self->ties;
   delete self->same;
+  delete self->apart;
   type->tp_free(object);
   Py_DECREF(type);
 }
@@ -649,7 +725,8 @@ PyMemberDef launch_members[] = {
 PyType_Slot launch_slots[] = {
     {Py_tp_doc,
      const_cast<char*>(
-         "Launch(kernel, specs, tensors, ints, ties, written, same, miss)\n--\n\n"
+         "Launch(kernel, specs, tensors, ints, ties, written, same, miss, "
+         "apart=())\n--\n\n"
          "Called with values: runs the kernel if they are as the specs say, "
          "else calls miss with them.")},
     {Py_tp_new, reinterpret_cast<void*>(&launch_new)},

@@ -11,7 +11,8 @@ namespace torch_helion {
 // The type Match(specs): match(tuple) -> bool.
 PyObject* make_match_type();
 
-// The type Launch(kernel, specs, tensors, ints, ties, written, same, miss).
+// The type Launch(kernel, specs, tensors, ints, ties, written, same, miss,
+// apart).
 PyObject* make_launch_type();
 
 } // namespace torch_helion

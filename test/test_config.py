@@ -112,8 +112,12 @@ def spec() -> ConfigSpec:
     )
 
 
+LAUNCH = {"num_warps": 4, "num_stages": 1, "indexing": "pointer"}
+
+
 def test_missing_entries_are_filled() -> None:
     assert spec().normalize({}) == {
+        **LAUNCH,
         "block_sizes": [1, 4],
         "loop_orders": [[0, 1]],
         "l2_groupings": [1],
@@ -123,7 +127,7 @@ def test_missing_entries_are_filled() -> None:
         "split": 2,
     }
     assert spec().default_config() == spec().normalize({})
-    assert ConfigSpec().normalize({}) == {"pid_type": "flat"}
+    assert ConfigSpec().normalize({}) == {**LAUNCH, "pid_type": "flat"}
 
 
 def test_defaults_of_the_target_come_first() -> None:

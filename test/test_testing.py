@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torch_helion.testing import run_example
+import torch_helion as helion
+import torch_helion.language as hl
+from torch_helion.testing import code_and_output, run_example
 
 X = torch.randn(50)
 
@@ -60,3 +62,27 @@ def test_gradients() -> None:
 
     with pytest.raises(AssertionError, match="gradients"):
         run_example(Wrong.apply, lambda x: x * 2, (x,), bwd=True)
+
+
+@helion.kernel(config=helion.Config(block_sizes=[16]))
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(x)
+    for tile in hl.tile(x.size(0)):
+        out[tile] = x[tile] * 2
+    return out
+
+
+def test_code_and_output() -> None:
+    for options in ({}, {"block_sizes": [8], "num_warps": 8}):
+        code, result = code_and_output(doubled, (X,), **options)
+        assert "triton" in code and torch.equal(result, X * 2)
+    eager = helion.kernel(doubled.fn, ref_mode=helion.RefMode.EAGER)
+    code, result = code_and_output(eager, (X,))
+    assert code == "" and torch.equal(result, X * 2)
+
+
+def test_names_of_programs_that_come_from_elsewhere() -> None:
+    from torch_helion import _testing, experimental, testing
+
+    assert _testing.run_example is run_example and testing.DEVICE.type == "cpu"
+    assert {"backward", "aot_kernel", "from_cache"} <= set(dir(experimental))

@@ -75,7 +75,8 @@ class Launch:
 
     Sources of ints and ties are rows ``(kind, position or constant, dim)``: 0 a constant, 1 a size,
     2 a stride, 3 an int, 4 the bits of a float. ``same``: values that must be one tensor; no other
-    tensor may be one that is written.
+    tensor may share memory with one that is written. ``apart``: pairs of tensor arguments whose
+    memory interleaves, and how many bytes the second lies behind the first.
     """
 
     @property
@@ -92,6 +93,7 @@ class Launch:
         written: tuple[int, ...],
         same: tuple[tuple[int, int], ...],
         miss: object,
+        apart: tuple[tuple[int, int, int], ...] = (),
     ) -> Launch: ...
     def __call__(self, *values: object) -> object: ...
 

@@ -21,6 +21,7 @@ from torch_helion.capture import backend as _backend
 if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr__` does this work
     from torch_helion import autotuner as autotuner
     from torch_helion import exc as exc
+    from torch_helion import experimental as experimental
     from torch_helion import language as language
     from torch_helion import runtime as runtime
     from torch_helion import settings as settings
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr_
     from torch_helion import weights as weights
     from torch_helion.config import Config as Config
     from torch_helion.explain import explain as explain
-    from torch_helion.kernel import experimental as experimental
     from torch_helion.kernel.bound import OutputCodeOptions as OutputCodeOptions
     from torch_helion.kernel.decorator import Kernel as Kernel
     from torch_helion.kernel.decorator import kernel as jit
@@ -55,7 +55,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "cdiv": ("torch_helion.kernel.integers", "cdiv"),
     "empty_cache": ("torch_helion.runtime.launcher", "empty_cache"),
     "exc": ("torch_helion.exc", ""),
-    "experimental": ("torch_helion.kernel.experimental", ""),
+    "experimental": ("torch_helion.experimental", ""),
     "explain": ("torch_helion.explain", "explain"),
     "from_cache": ("torch_helion.kernel.experimental", "from_cache"),
     "jit": ("torch_helion.kernel.decorator", "kernel"),

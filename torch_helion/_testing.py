@@ -21,6 +21,10 @@ from torch.utils import _pytree as pytree
 from torch_helion import settings
 from torch_helion.capture import check, graph_pass, inductor_compat
 from torch_helion.capture.graph_pass import GraphRecord
+from torch_helion.testing import DEVICE as DEVICE  # names that programs import from here
+from torch_helion.testing import HALF_DTYPE as HALF_DTYPE
+from torch_helion.testing import code_and_output as code_and_output
+from torch_helion.testing import run_example as run_example
 
 PACKAGE_FOLDER = pathlib.Path(__file__).resolve().parent.parent
 

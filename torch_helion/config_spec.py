@@ -48,12 +48,19 @@ class ConfigSpecFragment:
         return value in self.values()
 
 
+def _known(name: str, *numbers: Any) -> None:
+    """Bounds are numbers: what a size is, only a specialised kernel knows."""
+    if any(type(n).__name__ == "SymInt" for n in numbers):
+        raise exc.ConfigSpecFragmentWithSymInt(f"{name}({', '.join(map(str, numbers))})")
+
+
 class PowerOfTwoFragment(ConfigSpecFragment):
     """Powers of two from ``low`` to ``high``; the default is ``low`` unless given."""
 
     def __init__(self, low: int, high: int, default_val: int | None = None, **named: int) -> None:
         default_val = named.pop("default", default_val)
         _no_more(named)
+        _known("PowerOfTwoFragment", low, high)
         if not (_power_of_two(low) and _power_of_two(high) and low <= high):
             raise exc.InvalidAPIUsage(
                 f"PowerOfTwoFragment({low}, {high}): powers of two, ascending"
@@ -74,6 +81,7 @@ class IntegerFragment(ConfigSpecFragment):
     def __init__(self, low: int, high: int, default_val: int | None = None, **named: int) -> None:
         default_val = named.pop("default", default_val)
         _no_more(named)
+        _known("IntegerFragment", low, high)
         if low > high:
             raise exc.InvalidAPIUsage(f"IntegerFragment({low}, {high}): the range is empty")
         self.low, self.high = low, high
@@ -184,8 +192,24 @@ IGNORED = (
     "load_cache_modifiers",
     "store_cache_modifiers",
     "epilogue_subtile",
+    "host_tensor_descriptors",
+    "reduction_fusion",
+    "cross_loop_pipeline",
 )
 """Keys that any program may set; a target that does not know one drops it."""
+
+LAUNCH = {"num_warps": 4, "num_stages": 1, "indexing": "pointer"}
+"""What a launch on a GPU has where a config says nothing."""
+
+RANGES: dict[str, Any] = {
+    "range_unroll_factors": 0,
+    "range_num_stages": 0,
+    "range_multi_buffers": None,
+    "range_flattens": None,
+    "range_warp_specializes": None,
+    "static_ranges": False,
+}
+"""Options of loops inside, one entry for each loop → what an entry is by default."""
 
 VENDOR = (
     "advanced_controls_file",
@@ -258,6 +282,10 @@ class ConfigSpec:
     """typical extent of each whole-row dimension that can be cut into chunks"""
     range_loops: int | None = None
     """number of loops inside of the grid; None: not counted"""
+    static_loops: int = 0
+    """number of those whose bounds are constants"""
+    grid_loops: int = 1
+    """number of loops at the top: persistent kernels have an entry for each of these, too"""
     user_defined_tunables: dict[str, ConfigSpecFragment] = dataclasses.field(default_factory=dict)
     has_barrier: bool = False
     target: str = "llvm"
@@ -288,7 +316,7 @@ class ConfigSpec:
     ) -> dict[str, Any]:
         """``given`` with a value for every key of this kernel; raises ``exc.InvalidConfig``."""
         self._refuse_unknown(given)
-        values = {k: v for k, v in given.items() if k in IGNORED}
+        values = {**LAUNCH, **{k: v for k, v in given.items() if k in IGNORED}}
         _check_ignored(values)
         if self.block_sizes or "block_sizes" in given:
             sizes = given.get("block_sizes")
@@ -300,6 +328,7 @@ class ConfigSpec:
                 values[key] = given[key]
         self._complete_loops(given, values)
         values["pid_type"] = self._pid_type(given.get("pid_type"))
+        self._complete_ranges(given, values)
         for name, fragment in self.user_defined_tunables.items():
             value = given.get(name, fragment.default())
             if not fragment.accepts(value):
@@ -349,6 +378,28 @@ class ConfigSpec:
         for key in ("loop_orders", "flatten_loops", "l2_groupings", "reduction_loops"):
             if not values[key]:
                 del values[key]
+
+    def _complete_ranges(self, given: Mapping[str, Any], values: dict[str, Any]) -> None:
+        """Options of the loops inside; of the grid's own ones, in front, where it is a loop."""
+        if self.range_loops is None:
+            return
+        grid = self.grid_loops if values["pid_type"] in PERSISTENT else 0
+        counts = dict.fromkeys(RANGES, grid + self.range_loops)
+        counts["static_ranges"] = self.static_loops
+        for key, count in counts.items():
+            entries = given.get(key, ())
+            entries = list(entries) if isinstance(entries, list | tuple) else [entries]
+            most = max(count, self.grid_loops + self.range_loops)
+            if len(entries) > most:
+                raise exc.InvalidConfig(
+                    f"{key}: expected {count} {'entry' if count == 1 else 'entries'}, "
+                    f"got {len(entries)}: {entries!r}"
+                )
+            if any(not _fits_range(key, e) for e in entries):
+                raise exc.InvalidConfig(f"{key}: {entries!r} holds what it cannot be")
+            entries += [RANGES[key]] * (count - len(entries))
+            if entries and (key in given or key != "range_warp_specializes"):
+                values[key] = entries
 
     def _reduction_loops(self, given: Mapping[str, Any]) -> list[int | None]:
         count = len(self.reduction_loops)
@@ -434,12 +485,29 @@ def _check_ignored(values: Mapping[str, Any]) -> None:
             raise exc.InvalidConfig(f"{key}: {values[key]!r} is no positive integer")
     if "num_warps" in values and not _power_of_two(values["num_warps"]):
         raise exc.InvalidConfig(f"num_warps: {values['num_warps']!r} is no power of two")
-    known = ("pointer", "block_ptr", "tensor_descriptor")
-    for key in ("indexing", "atomic_indexing"):
+    for key, known in _NAMED.items():
         given = values.get(key, ())
-        for name in (given,) if isinstance(given, str) else given:
+        for name in given if isinstance(given, list | tuple) else (given,):
             if name not in known:
                 raise exc.InvalidConfig(f"{key}: {name!r} is not one of {list(known)}")
+
+
+_INDEXING = ("pointer", "block_ptr", "tensor_descriptor")
+_NAMED: dict[str, tuple[Any, ...]] = {
+    "indexing": _INDEXING,
+    "atomic_indexing": _INDEXING,
+    "load_eviction_policies": ("", "first", "last"),
+    "load_cache_modifiers": ("", ".cg"),
+    "store_cache_modifiers": ("", ".cs", ".wt"),
+    "epilogue_subtile": (None, 2, 4),
+}
+"""Values of ignored keys that are names."""
+
+
+def _fits_range(key: str, entry: Any) -> bool:
+    if key in ("range_unroll_factors", "range_num_stages"):
+        return _is_int(entry) and entry >= 0
+    return entry is None or isinstance(entry, bool)
 
 
 def _is_int(value: Any) -> bool:

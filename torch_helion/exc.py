@@ -134,6 +134,9 @@ class Base(RuntimeError):
         return "\n".join(parts)
 
 
+BaseError = Base
+"""the name that newer programs use"""
+
 # ---------------------------------------------------------------------- inside the package
 
 
@@ -799,6 +802,7 @@ class InductorLoweringError(KernelError):
     """A torch operation that has no meaning in the tile IR. (The name is Helion's.)"""
 
     message = "{why}"
+    advice = "Do it on the host, or write it with operations that have one (docs/operators.md)."
 
 
 class ErrorCompilingKernel(KernelError):
@@ -811,18 +815,21 @@ class BackendUnsupported(KernelError):
     """A feature that the target does not have."""
 
     message = "Backend '{backend}' does not support {feature}."
+    advice = "Write it with torch operations or other functions of hl: those every target has."
 
 
 class BackendImplementationMissing(BackendUnsupported):
     """A target that does not exist here, or lacks a part."""
 
     message = "Backend '{backend}' has no implementation of {feature}."
+    advice = "Leave backend out: it is chosen by the device of the tensors."
 
 
 class CuteBackendUnavailable(BackendUnsupported):
     """``backend="cute"``."""
 
     message = "Backend '{backend}' is not available: {feature}."
+    advice = "Leave backend out: it is chosen by the device of the tensors."
     defaults: ClassVar[dict[str, object]] = {
         "backend": "cute",
         "feature": "torch_helion has no CuTe target",

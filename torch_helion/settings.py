@@ -260,6 +260,8 @@ class Settings:
     autotune_log: str | None = _setting(None, "stem of the files that a search logs to")
     autotune_log_details: bool = _setting(False, "log each measurement")
     autotune_log_search_space: bool = _setting(False, "log what a search varies")
+    autotune_log_search_space_path: str | None = _setting(None, "where that is logged")
+    autotune_log_search_space_verbose: bool = _setting(False, "log more of it")
     autotune_progress_bar: bool = _setting(True, "show the progress of a search")
     autotune_precompile: str | None = _setting(
         None, "compile candidates elsewhere", choices=("fork", "spawn", None)

@@ -15,9 +15,24 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torch_helion.autotuner import benchmark
+from torch_helion.config import Config
+from torch_helion.settings import RefMode
 
 DEVICE = torch.device("cpu")
 """where examples put their tensors"""
+
+
+HALF_DTYPE = torch.bfloat16
+"""the half type that kernels of examples use"""
+
+
+def code_and_output(kernel: Any, args: Sequence[Any], **config: Any) -> tuple[str, Any]:
+    """The text of a kernel for a config (none given: its own or the default), and its result."""
+    bound = kernel.bind(tuple(args))
+    chosen = Config(**config) if config else None
+    eager = bound.settings.ref_mode is RefMode.EAGER
+    code = "" if eager else bound.to_triton_code(chosen)
+    return code, bound.compile_config(chosen)(*kernel.normalize_args(*args))
 
 
 def run_example(

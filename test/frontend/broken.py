@@ -475,3 +475,194 @@ def torch_refuses(x):
     for tile in hl.tile(8):
         x[tile, 0] = torch.sum(x[tile, :], dim=7)  # here
     return x
+
+
+# -- the rest of the language ---------------------------------------------------------------------
+
+
+@broken(exc.NotAllowedOnDevice)
+def leaves_a_loop(x):
+    for tile in hl.tile(8):
+        for i in range(8):
+            x[tile, i] = 1.0
+            break  # here
+    return x
+
+
+@broken(exc.NotAllowedOnDevice)
+def asserts(x):
+    for tile in hl.tile(8):
+        assert x.size(0) == 8  # here
+        x[tile, 0] = 1.0
+    return x
+
+
+@broken(exc.NotAllowedOnDevice)
+def names_a_value(x):
+    for tile in hl.tile(8):
+        if (y := tile.begin) > 0:  # here
+            x[tile, 0] = y
+    return x
+
+
+@broken(exc.StatementNotSupported)
+def matches(x):
+    for tile in hl.tile(8):
+        match x.size(0):  # here
+            case 8:
+                x[tile, 0] = 1.0
+    return x
+
+
+@broken(exc.NotAllowedInHelperFunction)
+def helper_with_with(x):
+    def same(v):
+        with torch.no_grad():  # here
+            return v
+
+    for tile in hl.tile(8):
+        x[tile, 0] = same(x[tile, 0])
+    return x
+
+
+@broken(exc.CantReadOnDevice)
+def strange_attribute(x):
+    for tile in hl.tile(8):
+        x[tile, 0] = x.no_such_attribute  # here
+    return x
+
+
+@broken(exc.DeviceAPIOnHost)
+def device_function_before(x):
+    y = hl.zeros([8])  # here
+    for tile in hl.tile(8):
+        x[tile, 0] = y[tile]
+    return x
+
+
+@broken(exc.InvalidAPIUsage)
+def registers_inside(x):
+    for tile in hl.tile(8):
+        n = hl.register_block_size(8)  # here
+        x[tile, 0] = n
+    return x
+
+
+@broken(exc.NestedDeviceLoopsConflict)
+def one_block_for_two(x):
+    block = hl.register_block_size(8)
+    for a, b in hl.tile([8, 8], block_size=[block, block]):  # here
+        x[a, b] = 1.0
+    return x
+
+
+@broken(exc.ClosureMutation)
+def nonlocal_count(x):
+    count = 0
+
+    def more():
+        nonlocal count  # here
+        count += 1
+
+    for tile in hl.tile(8):
+        x[tile, 0] = 1.0
+    more()
+    return x
+
+
+@broken(exc.NamingConflict)
+def reserved_name(x):
+    __torch_helion_launch__ = 1  # noqa: F841
+    for tile in hl.tile(8):
+        x[tile, 0] = 1.0
+    return x
+
+
+@broken(exc.ConfigSpecFragmentWithSymInt, torch.ones(8, 8), 4)
+def tunable_up_to_argument(x, n):
+    k = hl.register_tunable("k", IntegerFragment(1, n))  # here
+    for tile in hl.tile(8):
+        x[tile, 0] = k
+    return x
+
+
+@broken(exc.StackTensorcOnHost, torch.ones(8), torch.zeros(2, dtype=torch.int64))
+def stack_on_host(x, pointers):
+    stack = hl.stacktensor_like(x, pointers)  # here
+    for tile in hl.tile(8):
+        x[tile] = stack[tile].sum(0)
+    return x
+
+
+@broken(exc.StackTensorDevPtrOnHost, torch.ones(8), torch.zeros(2, dtype=torch.int64))
+def stack_of_host_pointers(x, pointers):
+    for tile in hl.tile(8):
+        x[tile] = hl.stacktensor_like(x, pointers)[tile].sum(0)  # here
+    return x
+
+
+@broken(exc.StackTensorDevPtrDtype, torch.ones(8), torch.zeros(2, dtype=torch.int32))
+def stack_of_short_pointers(x, pointers):
+    for tile in hl.tile(8):
+        x[tile] = hl.stacktensor_like(x, pointers[:])[tile].sum(0)  # here
+    return x
+
+
+@broken(exc.StackTensorExampleOnDevice, torch.ones(8), torch.zeros(2, dtype=torch.int64))
+def stack_like_a_value(x, pointers):
+    for tile in hl.tile(8):
+        x[tile] = hl.stacktensor_like(x[tile], pointers[:])[tile].sum(0)  # here
+    return x
+
+
+@broken(exc.TorchOpTracingError)
+def shapes_do_not_fit(x):
+    for tile in hl.tile(8):
+        x[tile, :] = x[tile, :].reshape(tile.block_size, 3)  # here
+    return x
+
+
+@broken(exc.InductorLoweringError)
+def no_such_operation(x):
+    for tile in hl.tile(8):
+        x[tile, 0] = torch.linalg.inv(x[tile, :])[:, 0]  # here
+    return x
+
+
+@broken(exc.InvalidIndexingType)
+def slice_of_a_tile(x):
+    for tile in hl.tile(8):
+        half = x[tile, 0][0:4]  # here
+        x[tile, 1] = half.sum()
+    return x
+
+
+@broken(exc.TorchOpTracingError)
+def ends_of_tiles(x):
+    for tile in hl.tile(8):
+        both = torch.cat([x[tile, 0], x[tile, 1]])  # here
+        x[tile, 2] = both.sum()
+    return x
+
+
+@broken(exc.ShapeMismatch)
+def scatter_of_other_rows(x):
+    for a, b in hl.tile([8, 8]):
+        i = x[b, :].to(torch.int64)
+        x[a, :] = x[a, :].scatter(1, i, 1.0)  # here
+    return x
+
+
+@broken(exc.BackendUnsupported)
+def scaled_product(x):
+    for tile in hl.tile(8):
+        x[tile, :] = hl.dot_scaled(x[tile, :], x[tile, :], "e2m1", x[:, :], x[:, :], "e2m1")  # here
+    return x
+
+
+@broken(exc.TypeInferenceError)
+def bound_that_is_no_integer(x):
+    for tile in hl.tile(8):
+        for k in hl.tile(2.5):  # here
+            x[tile, k] = 1.0
+    return x

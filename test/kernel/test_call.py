@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 
 import pytest
@@ -327,3 +328,21 @@ def test_sizes_that_only_the_data_tell() -> None:
     (bound,) = kernel._bound.values()
     assert len(bound.variants) <= 3
     kernel.bind((torch.tensor([1, 2, 3]),))
+
+
+def test_breakpoints_stop_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        for tile in hl.tile(x.size(0), block_size=2):
+            hl.breakpoint()
+            out[tile] = x[tile] + 1
+            breakpoint()
+        return out
+
+    stopped: list[int] = []
+    monkeypatch.setattr(sys, "breakpointhook", lambda: stopped.append(1))
+    x = torch.ones(6)
+    eager = helion.kernel(stops, ref_mode=helion.RefMode.EAGER)
+    assert torch.equal(eager(x), x + 1) and len(stopped) == 6
+    with pytest.raises(exc.BreakpointInDeviceLoopRequiresInterpret):
+        helion.kernel(stops)(x)

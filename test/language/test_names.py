@@ -10,6 +10,10 @@ import torch
 import torch_helion as helion
 import torch_helion.language as hl
 from torch_helion import exc
+from torch_helion.frontend import language_rows, scan_rows
+from torch_helion.frontend.functions import ROWS
+
+assert language_rows is not None and scan_rows is not None  # they register their rows
 
 NAMES = [
     "tile",
@@ -100,3 +104,35 @@ def test_device_functions_on_the_host() -> None:
 
 def test_constexpr_holds_a_value() -> None:
     assert hl.constexpr(3).value == 3 and [0, 1, 2, 3][hl.constexpr(3)] == 3
+
+
+PARAMETERS = {
+    "dot": "mat1 mat2 acc out_dtype",
+    "reduce": "combine_fn input_tensor dim other keep_dims",
+    "associative_scan": "combine_fn input_tensor dim reverse",
+    "cumsum": "input_tensor dim reverse",
+    "cumprod": "input_tensor dim reverse",
+    "split": "tensor",
+    "join": "tensor0 tensor1",
+    "subscript": "tensor index",
+    "load": "tensor index extra_mask eviction_policy",
+    "store": "tensor index value extra_mask",
+    "atomic_add": "target index value sem",
+    "atomic_cas": "target index expected value sem",
+    "zeros": "shape dtype device",
+    "full": "shape value dtype device",
+    "rand": "shape seed device offsets",
+    "randint": "shape low high seed device",
+    "rand4x": "seed offsets device",
+    "tile_index": "tile",
+    "stacktensor_like": "tensor_like dev_ptrs",
+}
+
+
+@pytest.mark.parametrize("name", list(PARAMETERS))
+def test_parameters_have_their_names(name: str) -> None:
+    """A call by keywords means the same on the device as the signature says."""
+    function = getattr(hl, name)
+    assert list(inspect.signature(function).parameters) == PARAMETERS[name].split()
+    meaning = list(inspect.signature(ROWS[function]).parameters)
+    assert meaning[1:] == PARAMETERS[name].split()

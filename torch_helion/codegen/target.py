@@ -16,6 +16,7 @@ from torch_helion import exc
 from torch_helion.config import Config
 from torch_helion.ir.graph import Kernel
 from torch_helion.ir.ops import OP_KINDS, POINTWISE, REDUCTIONS
+from torch_helion.ir.types import Axis
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Target:
     """Text to a relocatable object."""
     load: Callable[[bytes, Sequence[str]], Any]
     """Object to addresses by symbol."""
+    rows: Callable[[Kernel], list[Axis]] = lambda kernel: []
+    """Axes that the entries of a config's `reduction_loops` cut; [] where rows are never whole."""
     unsupported: frozenset[str] = frozenset()
     """Deliberate gaps, by op kind, pointwise or reduction name."""
 

@@ -41,17 +41,37 @@ def _heavy() -> frozenset[str]:
 def about_host(host: HostFunction, values: Sequence[Any], settings: Any) -> None:
     """What the host part does that a kernel would do better, or on another device."""
     ignored = getattr(settings, "ignore_warnings", ())
-    space = host.fn.__globals__
-    for node in (n for s in (*host.prologue, *host.epilogue) for n in _own(s)):
-        op = _operation(node, space)
-        if op is not None:
-            warning = exc.TensorOperationInWrapper(op).at(host.source.at(node))
-            exc.warn(warning, ignored)
+    for _, op, node in operations(host):
+        warn_once(host, exc.TensorOperationInWrapper(op).at(host.source.at(node)), op, ignored)
     tensors = [(n, v) for n, v in zip(host.values, values, strict=True) if _is_tensor(v)]
     for name, tensor in tensors[1:]:
         if tensor.device.type != tensors[0][1].device.type:
             expected = tensors[0][1].device
             exc.warn(exc.WrongDevice(name, tensor.device, expected), ignored)
+
+
+def warn_once(host: HostFunction, warning: exc.BaseWarning, op: str, ignored: Any) -> None:
+    """Warn of an operation of a host part, unless that was said for another trace of it."""
+    line = warning.location.line if warning.location is not None else 0
+    key = (type(warning).__name__, line, op)
+    if key not in host.told:
+        host.told.add(key)
+        exc.warn(warning, ignored)
+
+
+def is_heavy(name: str) -> bool:
+    """Whether a function or method of torch's of this name computes."""
+    return name in _heavy() or name in _METHODS
+
+
+def operations(host: HostFunction) -> list[tuple[int, str, ast.AST]]:
+    """Heavy operations in the text of a host part: line, name, expression."""
+    found = []
+    for node in (n for s in (*host.prologue, *host.epilogue) for n in _own(s)):
+        op = _operation(node, host.fn.__globals__)
+        if op is not None:
+            found.append((getattr(node, "lineno", 0), op, node))
+    return found
 
 
 def _is_tensor(value: Any) -> bool:

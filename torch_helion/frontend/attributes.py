@@ -5,6 +5,7 @@ In: a value and a name. Out: a value, or a `Method` that waits for its call.
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import sympy
@@ -44,6 +45,8 @@ def get(p: Program, owner: Any, name: str) -> Any:
         return _of_host(p, owner.like, name)
     if isinstance(owner, Function):
         return getattr(owner.fn, name)
+    if isinstance(owner, types.ModuleType):
+        return p.global_of(vars(owner), name) if name in vars(owner) else getattr(owner, name)
     if isinstance(owner, Number | Offset):
         raise exc.CantReadOnDevice(f".{name} of a number")
     return getattr(owner, name)
@@ -71,7 +74,7 @@ def _of_host(p: Program, host: HostTensor, name: str) -> Any:
     if not hasattr(tensor, name):
         raise exc.CantReadOnDevice(f"attribute {name!r} of tensor {host.name}")
     if name in ("T", "mT", "H", "mH", "data"):
-        raise exc.HostTensorDirectUsage(host.name)
+        raise exc.HostTensorDirectUsage(host.name, name)
     return Method(host, name)
 
 

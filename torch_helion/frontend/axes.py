@@ -7,6 +7,7 @@ two axes have the same unless they are known to be equally long).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import sympy
@@ -18,8 +19,10 @@ from torch_helion.ir.builder import Builder
 from torch_helion.ir.graph import Value
 from torch_helion.ir.types import Axis, Size, begin_symbol
 
-_FIRST_STAND_IN = 10_007
-"""Stand-ins are primes from here on, so that a product of sizes tells its factors."""
+FIRST_STAND_INS = (10_007, 1_009, 31_013)
+"""Stand-ins are primes from here on, so that a product of sizes tells its factors. The later ones
+are for programs that the first do not fit: tensors of many dimensions, sizes that are stand-ins.
+"""
 
 
 def positive(size: Size) -> Size:
@@ -32,8 +35,9 @@ def positive(size: Size) -> Size:
 class Axes:
     """The axes of one kernel."""
 
-    def __init__(self, builder: Builder) -> None:
+    def __init__(self, builder: Builder, first: int = FIRST_STAND_INS[0]) -> None:
         self.b = builder
+        self.first = first
         self.blocks: dict[str, Size] = {}
         """block size of each loop axis, by name"""
         self.open: list[Axis] = []
@@ -148,7 +152,7 @@ class Axes:
 
     def _numbered_stand_in(self, size: Size) -> int:
         if size not in self._stand_ins:
-            last = max(self._stand_ins.values(), default=_FIRST_STAND_IN - 1)
+            last = max(self._stand_ins.values(), default=self.first - 1)
             number = int(sympy.nextprime(last))
             self._stand_ins[size] = number
             self._sizes[number] = size
@@ -156,13 +160,22 @@ class Axes:
 
     def size_of(self, number: int) -> Size:
         """The size that a number in a meta tensor's shape stands for."""
-        if number in self._sizes or number < _FIRST_STAND_IN:
+        if number in self._sizes or number < self.first:
             return self._sizes.get(number, number)
         size: Size = 1
         for symbol, factor in self._stand_ins.items():
             while number % factor == 0:
                 size, number = size * symbol, number // factor
         return size * number
+
+    def readable(self, text: str) -> str:
+        """A text of PyTorch's with sizes in the place of their stand-ins."""
+
+        def size(found: re.Match[str]) -> str:
+            number = int(found[0])
+            return str(self.size_of(number)) if number >= self.first else found[0]
+
+        return re.sub(r"\d+", size, text)
 
     def block_axis(self, block: Size) -> Axis:
         """The axis that a block size in a shape means: the innermost open tile of that size."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torch_helion import exc
+from torch_helion import exc, language
 from torch_helion.frontend import attributes, calls, numbers, operators
 from torch_helion.frontend.functions import ROWS, TORCH, Interpreter, Row, row
 from torch_helion.frontend.values import (
@@ -25,7 +25,9 @@ from torch_helion.frontend.values import (
     describe,
     holds,
 )
+from torch_helion.ir.interpreter_control import BREAKPOINT
 from torch_helion.language.values import Tile as PublicTile
+from torch_helion.settings import RefMode
 
 # -- numbers ------------------------------------------------------------------------------------
 
@@ -206,9 +208,13 @@ def device_print(i: Interpreter, prefix: Any, *values: Any) -> None:
     i.p.effects += 1
 
 
-@row(breakpoint)
+@row(breakpoint, language.breakpoint)
 def _breakpoint(i: Interpreter) -> None:
-    raise exc.BreakpointInDeviceLoopRequiresInterpret()
+    """Stops where the interpreter comes by; compiled code cannot."""
+    if getattr(i.p.settings, "ref_mode", None) is not RefMode.EAGER:
+        raise exc.BreakpointInDeviceLoopRequiresInterpret()
+    i.p.b.print(BREAKPOINT)
+    i.p.effects += 1
 
 
 # -- PyTorch ------------------------------------------------------------------------------------

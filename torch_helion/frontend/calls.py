@@ -102,7 +102,7 @@ class Calls(TorchDispatchMode):
         try:
             fake = func(*args, **kwargs)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            raise _refused(func, error, tensors) from error
+            raise _refused(self.p, func, error, tensors) from error
         values = {
             id(a): self.p.axes.put(t.value, t.dims, dims)
             for a, t in zip(_tensors(args, kwargs), tensors, strict=True)
@@ -249,9 +249,9 @@ def _name(func: Any) -> str:
     )
 
 
-def _refused(func: Any, error: Exception, tensors: Sequence[Tensor]) -> exc.Base:
+def _refused(p: Program, func: Any, error: Exception, tensors: Sequence[Tensor]) -> exc.Base:
     """What PyTorch says of a call, as an error of ours."""
-    text = str(error).split("\n")[0]
+    text = p.axes.readable(str(error).split("\n")[0])
     if len(tensors) == 2 and "must match" in text:
         return exc.ShapeMismatch(repr(tensors[0]), repr(tensors[1]))
     return exc.TorchOpTracingError(_name(func), text)
@@ -287,9 +287,10 @@ def call(p: Program, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mappin
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
         tensors = _device_tensors((*args, *kwargs.values()))
-        refused = _refused(fn, error, tensors)
+        refused = _refused(p, fn, error, tensors)
         if isinstance(refused, exc.TorchOpTracingError):
-            refused = exc.TorchOpTracingError(name, str(error).split("\n")[0])
+            text = p.axes.readable(str(error).split("\n")[0])
+            refused = exc.TorchOpTracingError(name, text)
         raise refused from error
     finally:
         p.axes.preferred = preferred
@@ -322,11 +323,11 @@ def _argument(p: Program, calls: Calls, x: Any, sized: bool, wide: bool, name: s
         p.axes.preferred[x.block] = x.axis
         return p.axes.size_stand_in(x.block)
     if isinstance(x, HostTensor):
-        raise exc.HostTensorDirectUsage(x.name)
+        raise exc.HostTensorDirectUsage(x.name, name)
     if isinstance(x, torch.device):
         return torch.device("meta")
     if isinstance(x, torch.Tensor):
-        raise exc.HostTensorDirectUsage(describe(x))
+        raise exc.HostTensorDirectUsage(describe(x), name)
     return x
 
 

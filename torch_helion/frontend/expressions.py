@@ -243,7 +243,7 @@ class Expressions:
         if isinstance(index, HostTensor) and index.tensor.dim() == 0:
             return indexing.load(self.p, index, ())
         if isinstance(index, torch.Tensor):
-            raise exc.HostTensorDirectUsage(describe(index))
+            raise exc.HostTensorDirectUsage(describe(index), "subscript")
         return index
 
     def _Call(self, node: ast.Call) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from torch_helion import exc
-from torch_helion.frontend import attributes, calls, indexing, numbers, views
+from torch_helion.frontend import attributes, calls, indexing, numbers, selections, views
 from torch_helion.frontend.loops import Loops
 from torch_helion.frontend.values import (
     DEVICE,
@@ -29,7 +29,7 @@ from torch_helion.frontend.values import (
 )
 from torch_helion.frontend.values import integer as as_integer
 
-assert views is not None  # registers its rules
+assert views is not None and selections is not None  # they register their rules
 Row = Callable[..., Any]
 ROWS: dict[Any, Row] = {}
 """row(interpreter, *args, **kwargs) by function"""
@@ -159,7 +159,7 @@ class Interpreter(Loops):
             raise exc.NotAllowedOnDevice(f".{name}()")
         if len(shape) == 0:
             return self._method(Method(indexing.load(self.p, host, ()), name), args, kwargs)
-        raise exc.HostTensorDirectUsage(host.name)
+        raise exc.HostTensorDirectUsage(host.name, name)
 
 
 def _of_container(fn: Any) -> bool:

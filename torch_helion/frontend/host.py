@@ -12,16 +12,22 @@ import copy
 import dataclasses
 import threading
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from torch_helion import exc
+from torch_helion.frontend.helpers import (
+    Global,
+    data_globals,
+    is_data,
+    is_users,
+    plain_function,
+)
 from torch_helion.frontend.source import (
     MISSING,
     Source,
     assigned_names,
+    place_in,
     read_names,
     source_of,
     static_value,
@@ -32,6 +38,7 @@ from torch_helion.language.context import HostRun
 LAUNCH = "__torch_helion_launch__"
 FACTORY = "__torch_helion_factory__"
 OPTIONAL = "__torch_helion_optional__"
+SPACES = "__torch_helion_spaces__"
 
 
 class Unset:
@@ -60,9 +67,13 @@ class HostFunction:
     """every name that the host part defines"""
     prologue: list[ast.stmt]
     epilogue: list[ast.stmt]
+    lifted: Mapping[tuple[int, str], str]
+    """values that functions called on the device read from modules, by module and name"""
     calls_language: bool
     """whether the host part may call functions of the language"""
     _factory: Callable[..., Any]
+    told: set[tuple[str, int, str]] = dataclasses.field(default_factory=set)
+    """warnings that have been given: class, line, operation"""
     _local: threading.local = dataclasses.field(default_factory=threading.local)
 
     @property
@@ -109,10 +120,26 @@ class HostFunction:
                 given = choices() if callable(choices) else choices
                 known.append(dict(given or {}))
             run = self._local.run = HostRun(known[0])
-            with context.running(run):
-                return fn(*args, **kwargs)
+            try:
+                with context.running(run):
+                    return fn(*args, **kwargs)
+            except exc.Base as error:
+                if error.location is None:
+                    error.at(_place_of(error, self.source.file))
+                raise
 
         return host
+
+
+def _place_of(error: exc.Base, file: str) -> exc.SourceLocation | None:
+    """The expression of a file from which an error came (Python 3.11 and later: its columns)."""
+    found, entry = None, error.__traceback__
+    while entry is not None:
+        code = entry.tb_frame.f_code
+        if code.co_filename == file:
+            found = place_in(code, entry.tb_lasti, entry.tb_lineno)
+        entry = entry.tb_next
+    return found
 
 
 def _optional(get: Callable[[], Any]) -> Any:
@@ -155,17 +182,19 @@ class _Splitter:
         self._check_rebinding(device, {*self.parameters, *assigned_names(prologue)})
         self._check_reads(device, epilogue, host_names)
         values = self._values(device, prologue)
-        factory = self._compile(prologue, epilogue, values, device[0])
+        lifted = {g.key: g for g in self._lifted(device, prologue)}
+        factory = self._compile(prologue, epilogue, values, list(lifted.values()), device[0])
         host = [*prologue, *epilogue]
         return HostFunction(
             self.fn,
             self.source,
             device,
             frozenset(barriers),
-            tuple(values),
+            (*values, *(f"{n} {g.path}" for n, g in enumerate(lifted.values()))),
             frozenset(host_names),
             prologue,
             epilogue,
+            {key: f"{n} {g.path}" for n, (key, g) in enumerate(lifted.items())},
             self._calls_language(host),
             factory,
         )
@@ -238,7 +267,7 @@ class _Splitter:
 
     def _check_names(self) -> None:
         for name in (*self.parameters, *assigned_names(self.body)):
-            if name in (LAUNCH, FACTORY, OPTIONAL):
+            if name in (LAUNCH, FACTORY, OPTIONAL, SPACES):
                 raise exc.NamingConflict(name).at(self.source.at(self._headline()))
         for node in ast.walk(self.source.node):
             if isinstance(node, ast.Global):
@@ -264,23 +293,49 @@ class _Splitter:
                     error = exc.CannotReadDeviceVariableOnHost(node.id)  # type: ignore[attr-defined]
                     raise error.at(self.source.at(node))
 
-    def _values(self, device: list[ast.For], prologue: list[ast.stmt]) -> list[str]:
-        """Names that the device part reads and that a launch must hand over."""
+    def _local(self, prologue: list[ast.stmt]) -> set[str]:
+        """Names that the host part gives a value."""
         local = {*self.parameters, *assigned_names(prologue)}
         for statement in prologue:
             for node in ast.walk(statement):
                 if isinstance(node, ast.FunctionDef):
                     local.add(node.name)
-        found = []
+        return local
+
+    def _values(self, device: list[ast.For], prologue: list[ast.stmt]) -> list[str]:
+        """Names that the device part reads and that a launch must hand over."""
+        local, found = self._local(prologue), []
         for name in read_names(list(device)):
-            if name in local or (name in self.fn.__globals__ and _is_data(self.space[name])):
+            if name in local or (name in self.fn.__globals__ and is_data(self.space[name])):
                 found.append(name)
         return found
+
+    def _lifted(self, device: list[ast.For], prologue: list[ast.stmt]) -> Iterator[Global]:
+        """What functions that the device part calls read from modules, and what it reads itself."""
+        local = {*self._local(prologue), *assigned_names(list(device))}
+        for node in (n for loop in device for n in ast.walk(loop)):
+            if not isinstance(node, ast.Name | ast.Attribute):
+                continue
+            if any(isinstance(n, ast.Name) and n.id in local for n in ast.walk(node)):
+                continue
+            found = static_value(node, self.fn.__globals__)
+            fn = plain_function(found)
+            if fn is not None:
+                yield from data_globals(fn)
+            elif isinstance(node, ast.Attribute) and is_data(found):
+                owner = static_value(node.value, self.fn.__globals__)
+                if isinstance(owner, types.ModuleType) and is_users(owner):
+                    yield Global(ast.unparse(node), vars(owner), node.attr)
 
     # -- the host part ----------------------------------------------------------------------------
 
     def _compile(
-        self, prologue: list[ast.stmt], epilogue: list[ast.stmt], values: list[str], at: ast.For
+        self,
+        prologue: list[ast.stmt],
+        epilogue: list[ast.stmt],
+        values: list[str],
+        lifted: Sequence[Global],
+        at: ast.For,
     ) -> Callable[..., Any]:
         sure = {*self.parameters, *(n for n in values if n in self.fn.__globals__)}
         for statement in prologue:
@@ -288,7 +343,8 @@ class _Splitter:
                 sure |= set(assigned_names([statement]))
                 if isinstance(statement, ast.FunctionDef):
                     sure.add(statement.name)
-        given = (n if n in sure else f"{OPTIONAL}(lambda: {n})" for n in values)
+        given = [n if n in sure else f"{OPTIONAL}(lambda: {n})" for n in values]
+        given += [f"{SPACES}[{n}][{g.name!r}]" for n, g in enumerate(lifted)]
         call = ast.parse(f"{LAUNCH}({', '.join(given)})").body[0]
         for node in ast.walk(call):
             ast.copy_location(node, at)
@@ -298,14 +354,16 @@ class _Splitter:
         function.body = [*prologue, call, *epilogue]
         function.decorator_list, function.returns = [], None
         function.args = _bare(function.args)
-        factory: Any = ast.parse(f"def {FACTORY}({LAUNCH}, {OPTIONAL}): pass").body[0]
+        outer: Any = ast.parse(f"def {FACTORY}({LAUNCH}, {OPTIONAL}, {SPACES}): pass").body[0]
         result = ast.parse(f"return {function.name}").body[0]
-        factory.body = [function, result]
-        module = ast.Module([factory], [])
+        outer.body = [function, result]
+        module = ast.Module([outer], [])
         ast.fix_missing_locations(module)
         code = compile(module, self.source.file, "exec")
         made = next(c for c in code.co_consts if isinstance(c, types.CodeType))
-        return types.FunctionType(made, self.fn.__globals__, FACTORY)
+        factory = types.FunctionType(made, self.fn.__globals__, FACTORY)
+        spaces = tuple(g.space for g in lifted)
+        return lambda launch, optional: factory(launch, optional, spaces)
 
 
 def _bare(arguments: ast.arguments) -> ast.arguments:
@@ -316,12 +374,3 @@ def _bare(arguments: ast.arguments) -> ast.arguments:
     bare.defaults = []
     bare.kw_defaults = [None for _ in bare.kwonlyargs]
     return bare
-
-
-def _is_data(value: Any) -> bool:
-    """Whether a global is read at each call, and not a fixed part of the program."""
-    if isinstance(value, torch.Tensor):
-        return True
-    if isinstance(value, list | tuple | dict):
-        return True
-    return isinstance(value, int | float) and not isinstance(value, type)

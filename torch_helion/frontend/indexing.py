@@ -14,6 +14,7 @@ import sympy
 import torch
 
 from torch_helion import exc
+from torch_helion.frontend import selections
 from torch_helion.frontend.axes import positive
 from torch_helion.frontend.sizes import plain
 from torch_helion.frontend.state import Program
@@ -96,7 +97,7 @@ def _check(item: Any) -> None:
             raise exc.InvalidIndexingType(describe(item))
         return
     if isinstance(item, HostTensor):
-        raise exc.HostTensorDirectUsage(item.name)
+        raise exc.HostTensorDirectUsage(item.name, "subscript")
     if not (
         item is None
         or item is Ellipsis
@@ -413,7 +414,7 @@ def stored_value(p: Program, place: Place, value: Any) -> Value:
     elif is_number(value):
         result = p.typed(value, dtype)
     elif isinstance(value, HostTensor):
-        raise exc.HostTensorDirectUsage(value.name)
+        raise exc.HostTensorDirectUsage(value.name, "store")
     else:
         raise exc.RequiresTensorInAssignment(describe(value))
     moves = {n for e in place.index if isinstance(e, Affine) for n in e.axis_names}
@@ -469,8 +470,13 @@ def atomic(
 
 
 def subscript(p: Program, x: Tensor, index: Any) -> Tensor:
-    """x[index] of a value of the device: new and whole dimensions, numbers for short ones."""
+    """x[index] of a value of the device: new dimensions, slices, numbers for short ones."""
     items = expanded(flat(index), x.rank, "of the device")
+    d = 0
+    for item in items:
+        if isinstance(item, slice):
+            x = selections.sliced(p, x, d, item)
+        d += item is not None
     dims: list[Dim] = []
     value, d = x.value, 0
     for item in items:
@@ -480,8 +486,6 @@ def subscript(p: Program, x: Tensor, index: Any) -> Tensor:
         dim = x.dims[d]
         d += 1
         if isinstance(item, slice):
-            if (item.start, item.stop, item.step) not in ((None,) * 3, (None, None, 1)):
-                raise exc.InvalidIndexingType("a slice of a value of the device")
             dims.append(dim)
         elif isinstance(item, int) and (dim is None or dim.kind != "block"):
             extent = p.axes.extent(dim)

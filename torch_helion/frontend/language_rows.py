@@ -313,12 +313,13 @@ for _name in ("index", "begin", "end", "id", "block_size", "count"):
 
 
 @row(language.dot)
-def _dot(i: Interpreter, a: Any, b: Any, acc: Any = None, out_dtype: Any = None) -> Tensor:
-    return products.dot(i.p, a, b, acc, out_dtype)
+def _dot(i: Interpreter, mat1: Any, mat2: Any, acc: Any = None, out_dtype: Any = None) -> Tensor:
+    return products.dot(i.p, mat1, mat2, acc, out_dtype)
 
 
 @row(language.split)
-def split(i: Interpreter, x: Any) -> tuple[Tensor, Tensor]:
+def split(i: Interpreter, tensor: Any) -> tuple[Tensor, Tensor]:
+    x = tensor
     if not isinstance(x, Tensor) or not x.rank or i.p.axes.extent(x.dims[-1]) != 2:
         raise exc.TypeInferenceError(f"hl.split needs a last dimension of size 2, got {x!r}")
     axis = x.dims[-1]
@@ -333,8 +334,8 @@ def split(i: Interpreter, x: Any) -> tuple[Tensor, Tensor]:
 
 
 @row(language.join)
-def join(i: Interpreter, a: Any, b: Any) -> Tensor:
-    tensors: Sequence[Any] = [i.operand(x) for x in (a, b)]
+def join(i: Interpreter, tensor0: Any, tensor1: Any) -> Tensor:
+    tensors: Sequence[Any] = [i.operand(x) for x in (tensor0, tensor1)]
     if not all(isinstance(t, Tensor) for t in tensors):
         raise exc.TypeInferenceError("hl.join needs two tensors of the device")
     dtype = torch.promote_types(tensors[0].dtype, tensors[1].dtype)
@@ -343,15 +344,11 @@ def join(i: Interpreter, a: Any, b: Any) -> Tensor:
 
 
 @row(language.subscript)
-def _subscript(i: Interpreter, x: Any, index: Any) -> Tensor:
+def _subscript(i: Interpreter, tensor: Any, index: Any) -> Tensor:
+    x = tensor
     if not isinstance(x, Tensor):
         raise exc.TypeInferenceError(f"hl.subscript of {describe(x)}")
     return indexing.subscript(i.p, x, index)
 
 
 ROWS[language.device_print] = device_print
-
-
-@row(language.breakpoint)
-def _breakpoint(i: Interpreter) -> None:
-    raise exc.BreakpointInDeviceLoopRequiresInterpret()

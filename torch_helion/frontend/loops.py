@@ -41,6 +41,24 @@ _UNROLLED = 100_000
 
 
 @dataclasses.dataclass
+class Facts:
+    """What a config may choose about one loop of the program."""
+
+    dims: int
+    inner: bool
+    tiles: Sequence[Tile] = ()
+    """of hl.tile"""
+    constant: bool = False
+    """whether its bounds are constants"""
+
+    @property
+    def flattens(self) -> bool:
+        """Whether the product of its ranges may be gone through as one range."""
+        plain_tiles = all(t.begin == 0 and not t.uses - {"block_size"} for t in self.tiles)
+        return len(self.tiles) > 1 and plain_tiles
+
+
+@dataclasses.dataclass
 class Ranges:
     """The ranges of one loop."""
 
@@ -61,9 +79,8 @@ class Loops(Statements):
         super().__init__(program)
         self.specs: dict[str, BlockSizeSpec] = {}
         """block sizes that a config chooses, in order"""
-        self.orders: list[int] = []
-        """numbers of dimensions of the loops with several"""
-        self.inner_loops: set[int] = set()
+        self.loops: dict[int, Facts] = {}
+        """facts of each loop, by the identity of its statement, in program order"""
         self._block_of_site: dict[tuple[int, int], Size] = {}
 
     # -- which loop -------------------------------------------------------------------------------
@@ -235,9 +252,13 @@ class Loops(Statements):
         ]
         self.p.ranges.update((t.axis.name, (t.begin, t.end)) for t in tiles)
         target = tuple(tiles) if ranges.several else tiles[0]
-        if len(axes) > 1 and id(node) not in self.inner_loops:
-            self.orders.append(len(axes))
+        self._note(node, ranges, tiles)
         self._loop_over(node, axes, sizes, target, after)
+
+    def _note(self, node: ast.For, ranges: Ranges, tiles: Sequence[Tile] = ()) -> None:
+        bounds = (*ranges.begins, *ranges.ends)
+        constant = all(isinstance(n, int) for n in bounds)
+        self.loops[id(node)] = Facts(len(ranges.begins), self.p.on_device, tiles, constant)
 
     def _check_nested(self, given: Sequence[Any], sizes: Sequence[Size]) -> None:
         registered = [s for g, s in zip(given, sizes, strict=True) if isinstance(g, Number)]
@@ -260,7 +281,6 @@ class Loops(Statements):
             with p.b.grid(*axes, blocks=blocks), p.region():
                 self._body(node, axes, target, after)
             return
-        self.inner_loops.add(id(node))
         names = self.carried_names(node, after)
 
         def run(specs: Sequence[carried.Spec], initial: list[Value]) -> list[Value]:
@@ -292,10 +312,10 @@ class Loops(Statements):
         if any(isinstance(s, int) and s < 0 for s in steps):
             self._backwards(node, ranges, steps, after)
             return
+        self._note(node, ranges)
         if not self.p.on_device:
             self._grid(node, ranges, steps, after)
             return
-        self.inner_loops.add(id(node))
         self._sequential(node, ranges, steps, [], after)
 
     def _backwards(self, node: ast.For, ranges: Ranges, steps: Sequence[Any], after: Names) -> None:
@@ -316,8 +336,6 @@ class Loops(Statements):
             for a, b, s in zip(axes, ranges.begins, steps, strict=True)
         ]
         target = tuple(numbers) if ranges.several else numbers[0]
-        if len(axes) > 1:
-            self.orders.append(len(axes))
         self._loop_over(node, axes, [1] * len(axes), target, after)
 
     def _sequential(
@@ -377,4 +395,5 @@ class Loops(Statements):
         axis = p.axes.loop(name, extent, block)
         p.b.jagged[axis.name] = lambda: p.b.pointwise("lt", p.b.iota(axis), lengths)
         tile = Tile(axis, 0, block, extent)
+        self._note(node, Ranges([0], [extent], [block], False), [tile])
         self._loop_over(node, [axis], [block], tile, after)

@@ -63,12 +63,12 @@ COMPARE: dict[type, tuple[str, Callable[[Any, Any], Any]]] = {
 }
 
 
-def as_operand(p: Program, x: Any) -> Any:
+def as_operand(p: Program, x: Any, op: str = "scalar") -> Any:
     """Host scalars are read; tiles, stacks and whole host tensors are no operands."""
     if isinstance(x, HostTensor):
         if x.tensor.dim() == 0:
             return indexing.load(p, x, ())
-        raise exc.HostTensorDirectUsage(x.name)
+        raise exc.HostTensorDirectUsage(x.name, op)
     if isinstance(x, Tile | Offset | Stack):
         raise exc.IncorrectTileUsage(f"{describe(x)} as an operand")
     return x
@@ -84,7 +84,7 @@ def binary(p: Program, kind: type, a: Any, b: Any) -> Any:
         return fn(a, b)
     if isinstance(a, list | tuple) or isinstance(b, list | tuple):
         return fn(a, b)
-    a, b = as_operand(p, a), as_operand(p, b)
+    a, b = as_operand(p, a, name), as_operand(p, b, name)
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         if kind is ast.MatMult:
             return products.matmul(p, a, b)
@@ -152,7 +152,7 @@ def unary(p: Program, kind: type, a: Any) -> Any:
     fn = UNARY[kind]
     if not holds(a, DEVICE):
         return fn(a)
-    a = as_operand(p, a)
+    a = as_operand(p, a, fn.__name__)
     if isinstance(a, Tensor):
         result = calls.call(p, fn, [a], {})
         return _placed(p, "mul", a, -1, result) if kind is ast.USub else result
@@ -176,7 +176,7 @@ def compare(p: Program, kind: type, a: Any, b: Any) -> Any:
     name, fn = COMPARE[kind]
     if not holds((a, b), DEVICE) or a is None or b is None:
         return fn(a, b)
-    a, b = as_operand(p, a), as_operand(p, b)
+    a, b = as_operand(p, a, name), as_operand(p, b, name)
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return calls.call(p, fn, [a, b], {})
     if is_number(a) and is_number(b):

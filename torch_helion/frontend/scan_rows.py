@@ -41,8 +41,16 @@ def _cumulative(fn: str) -> Row:
     return call
 
 
-row(language.cumsum)(_cumulative("sum"))
-row(language.cumprod)(_cumulative("prod"))
+@row(language.cumsum)
+def _cumsum(i: Interpreter, input_tensor: Any, dim: Any, reverse: bool = False) -> Tensor:
+    return _cumulative("sum")(i, input_tensor, dim, reverse)
+
+
+@row(language.cumprod)
+def _cumprod(i: Interpreter, input_tensor: Any, dim: Any, reverse: bool = False) -> Tensor:
+    return _cumulative("prod")(i, input_tensor, dim, reverse)
+
+
 TORCH["cumsum"], TORCH["cumprod"] = _cumulative("sum"), _cumulative("prod")
 
 
@@ -67,8 +75,14 @@ def place(x: Tensor, dim: Any) -> int:
 
 @row(language.reduce)
 def reduce(
-    i: Interpreter, fn: Any, x: Any, dim: Any = None, other: Any = 0, keep_dims: bool = False
+    i: Interpreter,
+    combine_fn: Any,
+    input_tensor: Any,
+    dim: Any = None,
+    other: Any = 0,
+    keep_dims: bool = False,
 ) -> Any:
+    fn, x = combine_fn, input_tensor
     xs = list(x) if isinstance(x, tuple | list) else [x]
     for one in xs:
         _tensor(one, "reduce")
@@ -92,7 +106,10 @@ def reduce(
 
 
 @row(language.associative_scan)
-def associative_scan(i: Interpreter, fn: Any, x: Any, dim: Any, reverse: bool = False) -> Any:
+def associative_scan(
+    i: Interpreter, combine_fn: Any, input_tensor: Any, dim: Any, reverse: bool = False
+) -> Any:
+    fn, x = combine_fn, input_tensor
     xs = list(x) if isinstance(x, tuple | list) else [x]
     for one in xs:
         _tensor(one, "associative_scan")

@@ -33,6 +33,8 @@ class Scope:
     names: dict[str, Any] = dataclasses.field(default_factory=dict)
     loop_names: frozenset[str] = frozenset()
     """names that are defined in a loop or an arm that does not reach here"""
+    lifted: Callable[[Mapping[str, Any], str], Any] | None = None
+    """for a function: what a name of a module means"""
 
     @property
     def is_helper(self) -> bool:
@@ -49,7 +51,7 @@ class Scope:
             except NotYet:
                 pass
         if name in self.space:
-            return self.space[name]
+            return self.lifted(self.space, name) if self.lifted else self.space[name]
         if hasattr(builtins, name):
             return getattr(builtins, name)
         raise exc.UndefinedVariable(name)

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import linecache
 import textwrap
 import types
@@ -130,6 +131,16 @@ def _covers(node: ast.Lambda, code: types.CodeType) -> bool:
     spans = {p for p in positions() if p[2] is not None and p[0] is not None}
     body = node.body
     return (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset) in spans
+
+
+def place_in(code: types.CodeType, instruction: int, line: int) -> exc.SourceLocation:
+    """Where an instruction of a code object comes from (columns: Python 3.11 and later)."""
+    positions = getattr(code, "co_positions", None)
+    column = end = None
+    if positions is not None:
+        _, last, column, end = next(itertools.islice(positions(), instruction // 2, None))
+        end = end if last == line else None
+    return exc.SourceLocation(code.co_filename, line, column, end, code.co_name)
 
 
 def assigned_names(nodes: Sequence[ast.AST]) -> list[str]:

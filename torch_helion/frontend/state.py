@@ -6,14 +6,14 @@ In: what the front end's other modules ask for. Out: a `Program`, the state that
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
 import torch
 
 from torch_helion import exc
-from torch_helion.frontend.axes import Axes
+from torch_helion.frontend.axes import FIRST_STAND_INS, Axes
 from torch_helion.frontend.sizes import Path, SizeTable
 from torch_helion.frontend.values import HostTensor, Number, Tensor, integer
 from torch_helion.ir.builder import Builder, Combine
@@ -117,15 +117,17 @@ class MaskingBuilder(Builder):
 class Program:
     """What is known of the kernel while it is being traced."""
 
-    def __init__(self, name: str, settings: Any) -> None:
+    def __init__(self, name: str, settings: Any, first: int = FIRST_STAND_INS[0]) -> None:
         self.b = MaskingBuilder(name)
-        self.axes = Axes(self.b)
+        self.axes = Axes(self.b, first)
         self.sizes = SizeTable(self.b)
         self.settings = settings
         self.tensors: dict[Any, HostTensor] = {}
         """tensors of the host, by path (by identity where `merged`)"""
         self.merged = False
         """one buffer for the names of one tensor: something is stored to it"""
+        self.lifted: dict[tuple[int, str], Callable[[], Any]] = {}
+        """data that functions read from modules, by module and name"""
         self.stored: set[str] = set()
         """buffers written in this phase"""
         self.written: set[str] = set()
@@ -139,6 +141,11 @@ class Program:
         self._regions = [0]
         self._next_region = 1
         self._buffer_names: set[str] = set()
+
+    def global_of(self, space: Mapping[str, Any], name: str) -> Any:
+        """What a module's name means to functions on the device."""
+        known = self.lifted.get((id(space), name))
+        return space[name] if known is None else known()
 
     # -- regions ----------------------------------------------------------------------------------
 

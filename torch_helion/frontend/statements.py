@@ -383,7 +383,7 @@ class Statements(Expressions):
         names: dict[str, Any],
     ) -> Any:
         outer = self.scope
-        self.scope = Scope(source, space, cells=cells, names=names)
+        self.scope = Scope(source, space, lifted=self.p.global_of, cells=cells, names=names)
         self.depth += 1
         try:
             self.block(source.body, frozenset())

@@ -7,6 +7,7 @@ plain numbers). Out: `Traced`: the kernel, where its arguments are found again, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch_helion import exc
 from torch_helion.config_spec import BlockSizeSpec, ConfigSpec
 from torch_helion.frontend import advice, language_rows, scan_rows
+from torch_helion.frontend.axes import FIRST_STAND_INS
+from torch_helion.frontend.choices import Choices, spec_of
 from torch_helion.frontend.functions import Interpreter
 from torch_helion.frontend.host import UNSET, HostFunction
 from torch_helion.frontend.scope import NotYet, Scope
@@ -41,6 +44,7 @@ class Traced:
     """where each int argument is found"""
     hints: dict[sympy.Symbol, int]
     config_spec: ConfigSpec
+    choices: Choices
     assumed: tuple[Any, ...] = ()
     aliases: tuple[tuple[Path, Path], ...] = ()
     """paths of values that are one tensor, which something is stored to"""
@@ -50,13 +54,24 @@ def trace(host: HostFunction, values: Sequence[Any], settings: Any) -> Traced:
     """Trace the device part for values of these kinds."""
     advice.about_host(host, values, settings)
     with _disable_current_modes(), torch.no_grad():
-        tracer = _Tracer(host, values, settings)
-        try:
-            return tracer.finished()
-        except exc.Base:
-            if not tracer.p.sizes.opened:
-                raise
-        return _Tracer(host, values, settings, closed=True).finished()
+        for first in FIRST_STAND_INS:
+            try:
+                return _with_stand_ins(host, values, settings, first)
+            except (exc.TorchOpTracingError, exc.InternalError) as error:
+                unlucky = "overflow" in str(error) or "is taken" in str(error)
+                if not unlucky or first == FIRST_STAND_INS[-1]:
+                    raise
+        raise AssertionError
+
+
+def _with_stand_ins(host: HostFunction, values: Sequence[Any], settings: Any, first: int) -> Traced:
+    tracer = _Tracer(host, values, settings, first)
+    try:
+        return tracer.finished()
+    except exc.Base:
+        if not tracer.p.sizes.opened:
+            raise
+    return _Tracer(host, values, settings, first, closed=True).finished()
 
 
 class _Tracer:
@@ -65,14 +80,16 @@ class _Tracer:
         host: HostFunction,
         values: Sequence[Any],
         settings: Any,
+        first: int,
         merged: bool = False,
         closed: bool = False,
     ) -> None:
         self.host, self.given, self.settings = host, values, settings
         self.values = dict(zip(host.values, enumerate(values), strict=True))
-        self.p = Program(host.name, settings)
+        self.p = Program(host.name, settings, first)
         self.p.merged, self.p.sizes.closed = merged, closed
         self.interpreter = Interpreter(self.p)
+        self.p.lifted = {key: functools.partial(self.read, n) for key, n in host.lifted.items()}
         self._wrapped: dict[str, Any] = {}
 
     def read(self, name: str) -> Any:
@@ -83,15 +100,16 @@ class _Tracer:
             number, value = self.values[name]
             if value is UNSET:
                 raise exc.UndefinedVariable(name)
-            self._wrapped[name] = wrap(self.p, value, (number,), name)
+            plain = name.split(" ")[-1].replace(".", "_")  # a lifted one is "0 helper.NAME"
+            self._wrapped[name] = wrap(self.p, value, (number,), plain)
         return self._wrapped[name]
 
     def finished(self) -> Traced:
         """The trace; once more where a tensor that is stored to has two names."""
         traced, pairs = self.trace(), self._aliases()
         if pairs:
-            closed = self.p.sizes.closed
-            again = _Tracer(self.host, self.given, self.settings, merged=True, closed=closed)
+            same = (self.p.axes.first, True, self.p.sizes.closed)
+            again = _Tracer(self.host, self.given, self.settings, *same)
             traced = dataclasses.replace(again.trace(), aliases=pairs)
         return traced
 
@@ -160,12 +178,13 @@ class _Tracer:
     def _result(self, specs: list[BlockSizeSpec]) -> Traced:
         p, host, kernel = self.p, self.host, self._kernel()
         by_name = {h.buffer.name: h for h in p.tensors.values() if h.buffer is not None}
-        spec = ConfigSpec(
+        spec, choices = spec_of(
+            kernel,
+            list(self.interpreter.loops.values()),
             specs,
-            loop_orders=list(self.interpreter.orders),
-            l2_groupings=len(self.interpreter.orders),
-            user_defined_tunables=dict(host.last_run.tunables) if host.registers else {},
-            has_barrier=bool(host.barriers),
+            host.last_run.tunables if host.registers else {},
+            bool(host.barriers),
+            self.interpreter.hint,
         )
         return Traced(
             kernel,
@@ -173,6 +192,7 @@ class _Tracer:
             tuple(p.sizes.sources[s] for s in kernel.sizes),
             dict(p.sizes.hints),
             spec,
+            choices,
         )
 
 

@@ -94,14 +94,6 @@ def expand(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
     return calls.stand(fake, Tensor(x.value, tuple(dims)))
 
 
-@rule(aten.slice.Tensor)
-def slice_(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
-    fake, x = _viewed(calls, func, args, kwargs)
-    if fake.shape != args[0].shape:
-        raise exc.InvalidIndexingType("a slice of a value of the device")
-    return calls.stand(fake, x)
-
-
 @rule(aten.select.int)
 def select(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
     """x[.., i, ..]: one position along an axis."""
@@ -230,13 +222,6 @@ def stacked(calls: Calls, tensors: Sequence[Tensor], at: int, dtype: torch.dtype
     return Tensor(result, (*dims[:at], axis, *dims[at:]))
 
 
-@rule(aten.cat.default)
-def cat(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
-    raise exc.TorchOpTracingError(
-        "torch.cat", "values of the device have sizes of blocks; store the parts one by one"
-    )
-
-
 # -- along one axis -----------------------------------------------------------------------------
 
 
@@ -343,6 +328,19 @@ def mm(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
     fake = func(*args, **kwargs)
     a, b = calls.of(args[0]), calls.of(args[1])
     return calls.stand(fake, product(calls.p, a, b, fake.dtype))
+
+
+@rule(aten.mm.dtype, aten.bmm.dtype, aten.addmm.dtype, aten.baddbmm.dtype)
+def mm_wide(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
+    """Products with the dtype of the result given: they are not rounded in between."""
+    from torch_helion.frontend.products import product
+
+    if any(kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
+        raise exc.InductorLoweringError("a product with factors and a dtype of its own")
+    *start, a, b = (calls.of(x) for x in args[:-1])
+    result = product(calls.p, a, b, args[-1], *start)
+    shape = (*args[-3].shape[:-1], args[-2].shape[-1])
+    return calls.stand(torch.empty(shape, dtype=args[-1]), result)
 
 
 @rule(aten.addmm.default, aten.baddbmm.default)

@@ -7,11 +7,14 @@ known at run time only, containers of these; anything else is itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from torch_helion.frontend.helpers import data_globals, global_of, is_users
 from torch_helion.frontend.sizes import Path, constant_of
 from torch_helion.frontend.state import Program
 from torch_helion.frontend.values import Function, Number, Record
@@ -44,7 +47,7 @@ def wrap(p: Program, value: Any, path: Path, name: str) -> Any:
         return type(value)(_wrap_items(p, value, path, name))
     if isinstance(value, dict):
         return {k: wrap(p, v, (*path, k), f"{name}_{k}") for k, v in value.items()}
-    if isinstance(value, types.FunctionType) and value.__closure__:
+    if isinstance(value, types.FunctionType) and is_users(value):
         return _function(p, value, path, name)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
@@ -76,4 +79,12 @@ def _function(p: Program, fn: types.FunctionType, path: Path, name: str) -> Any:
         except ValueError:
             continue
         cells[variable] = inner if inner is fn else wrap(p, inner, (*path, ("cell", i)), variable)
+    for n, found in enumerate(data_globals(fn)):
+        step = (*path, ("global", found.path))
+        p.lifted.setdefault(found.key, _reader(p, global_of(fn, n, found), step, found.name))
     return Function(fn, cells, fn.__defaults__)
+
+
+def _reader(p: Program, value: Any, path: Path, name: str) -> Callable[[], Any]:
+    """A function that gives the wrapped value; it is made when it is first asked for."""
+    return functools.cache(lambda: wrap(p, value, path, name))

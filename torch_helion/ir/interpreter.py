@@ -46,6 +46,7 @@ def run(
     sizes: Sizes,
     blocks: Blocks = None,
     precise: Precise = False,
+    unique_stores: bool = False,
 ) -> None:
     """Execute `kernel` on `tensors` (one for each of `kernel.arguments`), writing the outputs.
 
@@ -53,8 +54,10 @@ def run(
     (`kernel.block_names`), or one for all; a missing one means the whole axis in one tile.
     `precise=True` evaluates every floating dtype in float64; casts to half types still round (they
     are part of the program) unless `precise="all"`. Floating buffers may then be given as float64.
+    `unique_stores`: a store of several lanes to one place raises exc.DuplicateStoreIndicesError.
     """
     machine = Machine(kernel, kernel.axes(), _bind_sizes(kernel, sizes), precise, _OPS)
+    machine.unique_stores = unique_stores
     machine.bind_blocks(blocks)
     machine.bind_buffers(tensors)
     with torch.no_grad():

@@ -54,7 +54,14 @@ def _assert(m: Machine, op: Op) -> Results:
     return ()
 
 
+BREAKPOINT = "<breakpoint>"
+"""The text of a print that stops in the debugger instead."""
+
+
 def _print(m: Machine, op: Op) -> Results:
+    if op.attrs["text"] == BREAKPOINT:
+        breakpoint()
+        return ()
     print(op.attrs["text"], *(m.values[v].tolist() for v in op.operands))
     return ()
 

@@ -122,6 +122,8 @@ def _store(m: Machine, op: Op) -> Results:
     lanes = _lanes(m, op, _store_axes(m, op))
     tile = m.aligned(op.operands[0], lanes.axes).expand(lanes.mask.shape)
     for flat, mask, places in lanes.parts():
+        if m.unique_stores and op.access.gathered and places.unique().numel() != places.numel():
+            raise exc.DuplicateStoreIndicesError(op.attrs["buffer"])
         bits(flat)[places] = bits(tile.to(flat.dtype))[mask]
     return ()
 

@@ -60,6 +60,8 @@ class Machine:
     precise: Precise
     rows: Mapping[str, Callable[[Machine, Op], Results]]
     """What each op kind does."""
+    unique_stores: bool = False
+    """Whether lanes of one store may not go to one place."""
     memory: dict[str, Memory] = field(default_factory=dict)
     tiles: dict[str, Tile] = field(default_factory=dict)
     values: dict[Value, torch.Tensor] = field(default_factory=dict)

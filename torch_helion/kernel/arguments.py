@@ -4,7 +4,7 @@ In: any value that a kernel takes. Out: paths and leaves, the specialisation key
 fetch a leaf again from another value of the same structure.
 
 A path is a position followed by steps: an index of a sequence, a key of a dict, ``("attr", name)``
-of a dataclass, ``("cell", i)`` of a function.
+of a dataclass; of a user's function ``("code", "")``, ``("cell", i)``, ``("global", names)``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import torch
 
 from torch_helion import exc
+from torch_helion.frontend import helpers
 
 Path: TypeAlias = tuple[Any, ...]
 
@@ -67,10 +68,18 @@ def children(value: Any) -> list[tuple[Any, Any]] | None:
         return list(value.items())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(("attr", f.name), getattr(value, f.name)) for f in dataclasses.fields(value)]
-    if isinstance(value, types.FunctionType) and value.__closure__:
-        cells = enumerate(value.__closure__)
-        return [(("cell", i), cell.cell_contents) for i, cell in cells if not _is_empty(cell)]
+    if isinstance(value, types.FunctionType) and helpers.is_users(value):
+        return _parts(value)
     return None
+
+
+def _parts(fn: types.FunctionType) -> list[tuple[Any, Any]]:
+    """A digest of a function's code, and the data that it reads."""
+    cells = [(i, c) for i, c in enumerate(fn.__closure__ or ()) if not _is_empty(c)]
+    found = [(("cell", i), c.cell_contents) for i, c in cells if c.cell_contents is not fn]
+    data = enumerate(helpers.data_globals(fn))
+    named = [(("global", at.path), helpers.global_of(fn, n, at)) for n, at in data]
+    return [(("code", ""), helpers.code_digest(fn)), *found, *named]
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -93,19 +102,29 @@ def get(values: Sequence[Any], path: Path) -> Any:
     found: Any = values
     for step in path:
         if isinstance(step, tuple):
-            kind, name = step
-            found = (
-                getattr(found, name) if kind == "attr" else found.__closure__[name].cell_contents
-            )
+            found = _part(found, *step)
         else:
             found = found[step]
     return found
 
 
+def _part(owner: Any, kind: str, name: Any) -> Any:
+    if kind == "attr":
+        return getattr(owner, name)
+    if kind == "cell":
+        return owner.__closure__[name].cell_contents
+    if kind == "code":
+        return helpers.code_digest(owner)
+    for number, at in enumerate(helpers.data_globals(owner)):
+        if at.path == name:
+            return helpers.global_of(owner, number, at)
+    raise LookupError(name)
+
+
 def replace_tensors(value: Any, make: Callable[[Any], Any]) -> Any:
     """A copy of a tree with ``make(leaf)`` in the place of each leaf; functions are kept."""
     if isinstance(value, types.FunctionType):
-        return _copy_function(value, make) if value.__closure__ else value
+        return _copy_function(value, make) if helpers.is_users(value) else value
     if isinstance(value, torch.Size):
         return torch.Size([make(v) for v in value])
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -127,14 +146,21 @@ def replace_tensors(value: Any, make: Callable[[Any], Any]) -> Any:
 
 
 def _copy_function(fn: types.FunctionType, make: Callable[[Any], Any]) -> types.FunctionType:
-    cells = tuple(
-        cell if _is_empty(cell) else types.CellType(replace_tensors(cell.cell_contents, make))
-        for cell in fn.__closure__ or ()
-    )
+    make(helpers.code_digest(fn))  # a leaf like any other, but none that can be replaced
+
+    def copied(cell: types.CellType) -> types.CellType:
+        if _is_empty(cell) or cell.cell_contents is fn:
+            return cell
+        return types.CellType(replace_tensors(cell.cell_contents, make))
+
+    cells = tuple(copied(cell) for cell in fn.__closure__ or ())
+    data = enumerate(helpers.data_globals(fn))
+    named = [replace_tensors(helpers.global_of(fn, n, at), make) for n, at in data]
     copy = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, cells)
     copy.__kwdefaults__ = fn.__kwdefaults__
     copy.__qualname__ = fn.__qualname__
     copy.__module__ = fn.__module__
+    setattr(copy, helpers.COPIED, named)
     return copy
 
 

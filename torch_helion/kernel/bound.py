@@ -23,8 +23,9 @@ from torch_helion.codegen.triton.target import TRITON
 from torch_helion.config import Config
 from torch_helion.config_spec import ACTING, ConfigSpec
 from torch_helion.frontend import trace as frontend
+from torch_helion.frontend.watch import Watch
 from torch_helion.ir import interpreter
-from torch_helion.kernel import arguments, stored
+from torch_helion.kernel import arguments, shared_memory, stored
 from torch_helion.kernel.arguments import TensorLike
 from torch_helion.kernel.recipe import Recipe, make_recipe
 from torch_helion.passes import pass_manager
@@ -63,12 +64,18 @@ class Variant:
     def text(self, config: Config | None, target: Target | None = None) -> str:
         """The kernel's text; None: with the target's defaults."""
         target = target or self.target
+        if config is not None:
+            run = functools.partial(pass_manager.run, KEEP_AXES, self.kernel)
+            config = self.traced.choices.for_target(config, lambda: target.rows(run()))
         return compiler.compile_kernel(self.kernel, self.traced.hints, config, target)
 
-    def interpret(self, values: Sequence[Any], blocks: Mapping[str, int]) -> None:
+    def interpret(
+        self, values: Sequence[Any], blocks: Mapping[str, int], unique_stores: bool = False
+    ) -> None:
         """Run by the interpreter, each tile as large as its range where ``blocks`` say no size."""
         tensors, ints = self.recipe.arguments(values)
-        interpreter.run(self.kernel, [t.detach() for t in tensors], ints, dict(blocks))
+        plain = [t.detach() for t in tensors]
+        interpreter.run(self.kernel, plain, ints, dict(blocks), unique_stores=unique_stores)
         for number in self.recipe.written:
             count_write(tensors[number])
 
@@ -150,10 +157,26 @@ class BoundKernel:
                 made.copies((arg,), open_numbers=i not in constants)[0]
                 for i, arg in enumerate(self.args)
             ]
-            values = _examples().values_at_launch(self, args)
+            with Watch(self.host) as watch:
+                values = _examples().values_at_launch(self, args)
             if values is None:
                 raise exc.NoDeviceLoopsInKernel()
+            watch.report(self.settings)
             return self._trace(made, values)
+
+    def trace_real(self, args: tuple[Any, ...]) -> Variant:
+        """Trace on what the host part makes of copies of real arguments: it reads their data."""
+        copies: dict[Any, Any] = {}
+
+        def copy(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            return copies.setdefault(arguments.identity_of(leaf), leaf.detach().clone())
+
+        values = _examples().values_at_launch(self, arguments.replace_tensors(args, copy))
+        if values is None:
+            raise exc.NoDeviceLoopsInKernel()
+        return self.variant_for(values)
 
     def run_on_fakes(self) -> tuple[Any, Any, Any]:
         """Fake arguments, what the host part launches with, and what it returns for them."""
@@ -336,10 +359,12 @@ class BoundKernel:
         host = self.host_with(lambda *values: self.interpret(values, choices), lambda: choices)
         return host(*args)
 
-    def interpret(self, values: Sequence[Any], choices: Mapping[str, Any]) -> None:
+    def interpret(
+        self, values: Sequence[Any], choices: Mapping[str, Any], unique_stores: bool = False
+    ) -> None:
         """Run the device part by the interpreter."""
         variant = self.variant_for(values)
-        variant.interpret(values, self.registered_blocks(variant, choices))
+        variant.interpret(values, self.registered_blocks(variant, choices), unique_stores)
 
     @property
     def registers(self) -> bool:
@@ -372,6 +397,8 @@ class CompiledKernel:
         self.config = config
         self.listeners: list[Callable[[], None]] = []
         self._loaded: list[tuple[Recipe, _C.Kernel]] = []
+        self._told = False
+        """whether overlapping tensors were spoken of"""
         eager = bound.settings.ref_mode is settings.RefMode.EAGER
         self._relaunch(self._interpret if eager else self._miss)
 
@@ -398,6 +425,18 @@ class CompiledKernel:
 
     def _interpret(self, *values: Any) -> None:
         """The launch of the reference mode."""
+        choices = self.complete() if self.bound.registers else {}
+        self.bound.interpret(values, choices, unique_stores=True)
+
+    def _in_order(self, values: Sequence[Any]) -> None:
+        """Run one operation after the other: what is written is read under another name as well."""
+        if not self._told:
+            log.warning(
+                "%s: tensors overlap and one of them is written; such calls are run by the "
+                "interpreter, which is slow. Pass tensors that are apart.",
+                self.bound.kernel.name,
+            )
+        self._told = True
         self.bound.interpret(values, self.complete() if self.bound.registers else {})
 
     def acting(self) -> Config | None:
@@ -418,17 +457,24 @@ class CompiledKernel:
         """A launch for values that the last one was not made for."""
         recipe, kernel = self._kernel_for(values)
         tensors, ints = recipe.arguments(values)
+        apart = shared_memory.interleaved(tensors, recipe.written)
+        if apart is None:
+            self._in_order(values)
+            return
         for number in recipe.written:
             count_write(tensors[number])
-        self._relaunch(recipe.launch(kernel, self._miss))
+        self._relaunch(recipe.launch(kernel, self._miss, apart))
         kernel(*tensors, *ints)
 
     def _kernel_for(self, values: Sequence[Any]) -> tuple[Recipe, _C.Kernel]:
         for recipe, kernel in self._loaded:
             if fits(recipe, values):
                 return recipe, kernel
-        recipe, text = self._text_for(values)
-        kernel = compiler.load_kernel(text, self.bound.target)
+        try:
+            recipe, text = self._text_for(values)
+            kernel = compiler.load_kernel(text, self.bound.target)
+        except exc.CodegenError as error:
+            raise exc.ErrorCompilingKernel(f"{self.bound.kernel.name}: {error}") from error
         if self.bound.settings.print_output_code:
             print(text, file=sys.stderr)
         self._loaded.append((recipe, kernel))

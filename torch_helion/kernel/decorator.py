@@ -161,7 +161,7 @@ class Kernel:
             try:
                 bound.example_variant()
             except needs_data():
-                pass  # the first call will trace it
+                bound.trace_real(self.normalize_args(*args))
         return bound
 
     def _bound_for(self, args: tuple[Any, ...]) -> BoundKernel:

@@ -18,6 +18,7 @@ import torch
 from torch_helion import _C, exc
 from torch_helion.kernel import arguments
 from torch_helion.kernel.arguments import Path
+from torch_helion.kernel.shared_memory import Apart
 from torch_helion.language.values import BlockSize
 
 # Kinds of sources, as `_C.Launch` numbers them; a seed is drawn for each call.
@@ -128,27 +129,36 @@ class Recipe:
             found.add(path)
         return found
 
-    def launch(self, kernel: _C.Kernel, miss: Callable[..., Any]) -> Callable[..., Any]:
-        """A callable of the values: runs the kernel if they are as they must be, else ``miss``."""
+    def launch(
+        self, kernel: _C.Kernel, miss: Callable[..., Any], apart: Sequence[Apart] = ()
+    ) -> Callable[..., Any]:
+        """A callable of the values: runs the kernel if they are as they must be, else ``miss``.
+
+        ``apart``: tensors whose memory interleaves without an element in common.
+        """
         plain = all(len(leaf.path) == 1 for leaf in self.leaves)
         in_order = [leaf.path for leaf in self.leaves] == [(i,) for i in range(len(self.leaves))]
         seeded = any(kind == SEED for kind, _, _ in self.ints)
         if plain and in_order and not seeded:
             specs = tuple(leaf.spec for leaf in self.leaves)
-            return _C.Launch(
-                kernel, specs, self.tensors, self.ints, self.ties, self.written, self.same, miss
-            )
-        return self._wrapped(kernel, miss)
+            return self._checked(kernel, specs, self.ints, miss, apart)
+        return self._wrapped(kernel, miss, apart)
 
-    def _wrapped(self, kernel: _C.Kernel, miss: Callable[..., Any]) -> Callable[..., Any]:
+    def _checked(
+        self, kernel: _C.Kernel, specs: Any, ints: Any, miss: Any, apart: Sequence[Apart]
+    ) -> _C.Launch:
+        rest = (self.ties, self.written, self.same, miss, tuple(apart))
+        return _C.Launch(kernel, specs, self.tensors, ints, *rest)
+
+    def _wrapped(
+        self, kernel: _C.Kernel, miss: Callable[..., Any], apart: Sequence[Apart]
+    ) -> Callable[..., Any]:
         """The same for values that hold leaves inside, and for kernels that draw numbers."""
         seeds = sum(kind == SEED for kind, _, _ in self.ints)
         place = iter(range(len(self.leaves), len(self.leaves) + seeds))
         ints = tuple((INT, next(place), 0) if row[0] == SEED else row for row in self.ints)
         specs = (*(leaf.spec for leaf in self.leaves), *(("type", int),) * seeds)
-        inner = _C.Launch(
-            kernel, specs, self.tensors, ints, self.ties, self.written, self.same, _missed
-        )
+        inner = self._checked(kernel, specs, ints, _missed, apart)
         paths = [leaf.path for leaf in self.leaves]
 
         def launch(*values: Any) -> Any:

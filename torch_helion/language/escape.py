@@ -41,17 +41,19 @@ def inline_asm_elementwise(
     raise device_only("inline_asm_elementwise")
 
 
-def float4_e2m1fn_x2_to_float32(x: Any) -> Any:
+def float4_e2m1fn_x2_to_float32(value: Any) -> Any:
     """Two packed 4-bit floats: refused."""
     raise device_only("float4_e2m1fn_x2_to_float32")
 
 
-def load_float4_e2m1fn_x16_to_float16(tensor: Any, index: Any) -> Any:
+def load_float4_e2m1fn_x16_to_float16(
+    storage: Any, group_offsets: Any, extra_mask: Any = None
+) -> Any:
     """Sixteen packed 4-bit floats: refused."""
     raise device_only("load_float4_e2m1fn_x16_to_float16")
 
 
-def load_bfloat16_x16_to_float16(tensor: Any, index: Any) -> Any:
+def load_bfloat16_x16_to_float16(storage: Any, group_offsets: Any, extra_mask: Any = None) -> Any:
     """Sixteen packed bfloat16: refused."""
     raise device_only("load_bfloat16_x16_to_float16")
 

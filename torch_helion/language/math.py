@@ -12,7 +12,7 @@ import torch
 from torch_helion.language.context import device_only
 
 
-def dot(a: Any, b: Any, acc: Any = None, out_dtype: torch.dtype | None = None) -> Any:
+def dot(mat1: Any, mat2: Any, acc: Any = None, out_dtype: torch.dtype | None = None) -> Any:
     """The matrix product of two 2-D values, or of two 3-D batches of equal (or one) size.
 
     dtypes: float16, bfloat16, float32, float64, int8, float8. The sum is kept in float32 (int8:
@@ -24,12 +24,12 @@ def dot(a: Any, b: Any, acc: Any = None, out_dtype: torch.dtype | None = None) -
 
 
 def dot_scaled(
-    a: Any,
-    a_scale: Any,
-    a_format: str,
-    b: Any,
-    b_scale: Any,
-    b_format: str,
+    mat1: Any,
+    mat1_scale: Any,
+    mat1_format: str,
+    mat2: Any,
+    mat2_scale: Any,
+    mat2_format: str,
     acc: Any = None,
     out_dtype: torch.dtype | None = None,
 ) -> Any:
@@ -38,41 +38,48 @@ def dot_scaled(
 
 
 def reduce(
-    fn: Callable[..., Any], x: Any, dim: int | None = None, other: Any = 0, keep_dims: bool = False
+    combine_fn: Callable[..., Any],
+    input_tensor: Any,
+    dim: int | None = None,
+    other: Any = 0,
+    keep_dims: bool = False,
 ) -> Any:
     """Reduce a value, or a tuple of values of one shape, by an associative function.
 
-    `fn(left, right)` for a value; for a tuple, of two tuples or of 2n values. `dim` None: over all
-    dimensions. `other`: the number (or one a value) that takes the place of lanes that are masked.
+    `combine_fn(left, right)` for a value; for a tuple, of two tuples or of 2n values. `dim` None:
+    over all dimensions. `other`: the number (or one a value) that takes the place of lanes that are
+    masked.
     """
     raise device_only("reduce")
 
 
-def associative_scan(fn: Callable[..., Any], x: Any, dim: int, reverse: bool = False) -> Any:
+def associative_scan(
+    combine_fn: Callable[..., Any], input_tensor: Any, dim: int, reverse: bool = False
+) -> Any:
     """The inclusive scan of a value, or of a tuple of values, by an associative function."""
     raise device_only("associative_scan")
 
 
-def cumsum(x: Any, dim: int, reverse: bool = False) -> Any:
+def cumsum(input_tensor: Any, dim: int, reverse: bool = False) -> Any:
     """Running sums along `dim`, from the end where `reverse`."""
     raise device_only("cumsum")
 
 
-def cumprod(x: Any, dim: int, reverse: bool = False) -> Any:
+def cumprod(input_tensor: Any, dim: int, reverse: bool = False) -> Any:
     """Running products along `dim`, from the end where `reverse`."""
     raise device_only("cumprod")
 
 
-def split(x: Any) -> Any:
+def split(tensor: Any) -> Any:
     """The two values in a last dimension of size 2."""
     raise device_only("split")
 
 
-def join(a: Any, b: Any) -> Any:
+def join(tensor0: Any, tensor1: Any) -> Any:
     """Two values in a new last dimension of size 2."""
     raise device_only("join")
 
 
-def subscript(x: Any, index: Sequence[Any]) -> Any:
-    """`x[index]` of a value of the device: None, `:` and `...` only."""
+def subscript(tensor: Any, index: Sequence[Any]) -> Any:
+    """`tensor[index]` of a value of the device: new dimensions, slices, constants."""
     raise device_only("subscript")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch_helion import exc
 from torch_helion.language.context import device_only
 from torch_helion.language.values import StackTensor
 
@@ -81,7 +82,8 @@ def atomic_cas(
 def stacktensor_like(tensor_like: Any, dev_ptrs: Any) -> StackTensor:
     """A `StackTensor` of the tensors like `tensor_like` at the addresses `dev_ptrs`.
 
-    Errors: `exc.StackTensorDevPtrOnHost`, `exc.StackTensorDevPtrDtype`,
+    Errors: `exc.StackTensorcOnHost`, `exc.StackTensorDevPtrOnHost`, `exc.StackTensorDevPtrDtype`,
     `exc.StackTensorExampleOnDevice`.
     """
-    raise device_only("stacktensor_like")
+    error = device_only("stacktensor_like")
+    raise exc.StackTensorcOnHost() if isinstance(error, exc.DeviceAPIOnHost) else error

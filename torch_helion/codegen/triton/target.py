@@ -16,6 +16,7 @@ from torch_helion.codegen.triton.dtypes import NAMES
 from torch_helion.codegen.triton.kernel import ROWS, print_kernel
 from torch_helion.codegen.triton.machine import NVIDIA_H100
 from torch_helion.codegen.triton.pointwise import POINTWISE_ROWS, UNSUPPORTED
+from torch_helion.codegen.triton.roll_reductions import rollable_axes
 from torch_helion.ir.ops import REDUCTIONS
 
 
@@ -46,5 +47,6 @@ TRITON = Target(
     machine_key=repr,
     build=_no_build,
     load=_no_load,
+    rows=rollable_axes,
     unsupported=UNSUPPORTED | _NO_KINDS,
 )

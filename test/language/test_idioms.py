@@ -1,0 +1,29 @@
+"""Idioms of the documentation give what eager mode gives: compiled, and by the interpreter."""
+
+from __future__ import annotations
+
+import pytest
+
+import torch_helion as helion
+from test.kernel.test_programs import compare
+from test.language import idioms_forms, idioms_values
+from test.language.idioms import IDIOMS
+from torch_helion.autotuner.benchmark import cloned
+
+assert idioms_values is not None and idioms_forms is not None  # they add their rows
+
+SLOW = ("manyops", "pointwise_functions", "funcs")
+"""compiled for one kind of shapes only: these kernels are long"""
+
+
+@pytest.mark.parametrize("name", list(IDIOMS))
+def test_idiom(name: str) -> None:
+    fn, args, expect, tolerance = IDIOMS[name]
+    want = expect(*args)
+    given = args if name == "stack_of_tensors" else cloned(args)
+    modes = [{}, {"static_shapes": False}, {"ref_mode": helion.RefMode.EAGER}]
+    for settings in modes[::2] if name in SLOW else modes:
+        kernel = helion.kernel(fn, **settings)
+        compare(kernel(*given), want, tolerance)
+    text = helion.kernel(fn).bind(args).to_triton_code()
+    assert isinstance(text, str) and len(text) > 100
