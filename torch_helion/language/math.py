@@ -23,6 +23,11 @@ def dot(a: Any, b: Any, acc: Any = None, out_dtype: torch.dtype | None = None) -
     raise device_only("dot")
 
 
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c of float32 or float64 values (numbers beside them), rounded once."""
+    raise device_only("fma")
+
+
 def dot_scaled(
     a: Any,
     a_scale: Any,
@@ -48,18 +53,26 @@ def reduce(
     raise device_only("reduce")
 
 
-def associative_scan(fn: Callable[..., Any], x: Any, dim: int, reverse: bool = False) -> Any:
-    """The inclusive scan of a value, or of a tuple of values, by an associative function."""
+def associative_scan(
+    fn: Callable[..., Any], x: Any, dim: int, reverse: bool = False, exclusive: bool = False
+) -> Any:
+    """The inclusive scan of a value, or of a tuple of values, by an associative function.
+
+    `exclusive`: each position without its own value; for `torch.add`, `torch.mul`,
+    `torch.maximum` and `torch.minimum` of one value, whose identities are known.
+    """
     raise device_only("associative_scan")
 
 
-def cumsum(x: Any, dim: int, reverse: bool = False) -> Any:
-    """Running sums along `dim`, from the end where `reverse`."""
+def cumsum(x: Any, dim: int, reverse: bool = False, exclusive: bool = False) -> Any:
+    """Running sums along `dim`, from the end where `reverse`; without the own value where
+    `exclusive`.
+    """
     raise device_only("cumsum")
 
 
-def cumprod(x: Any, dim: int, reverse: bool = False) -> Any:
-    """Running products along `dim`, from the end where `reverse`."""
+def cumprod(x: Any, dim: int, reverse: bool = False, exclusive: bool = False) -> Any:
+    """Running products along `dim`, as `cumsum`."""
     raise device_only("cumprod")
 
 
