@@ -230,6 +230,7 @@ def _names(block: int, space: dict[str, Any]) -> dict[str, Any]:
         randint=noise(philox.randint),
         tile=tile,
         grid=range,
+        specialize=lambda size: size,
         load=load,
         store=store,
         arange=torch.arange,

@@ -38,8 +38,9 @@ MAKERS: dict[str, Callable[[int], Case]] = {
 
 def refused(case: Case, error: exc.Base) -> bool:
     """Whether the language says no as it should: two axes of one loop share a registered block
-    size, or PyTorch knows no maximum of nothing."""
-    if isinstance(error, exc.NestedDeviceLoopsConflict):
+    size; PyTorch knows no maximum of nothing; the shape of a value is checked on numbers that stand
+    for its sizes, and more than four open ones are too many."""
+    if isinstance(error, exc.NestedDeviceLoopsConflict) or "overflow" in str(error):
         return True
     return "zero-size dimension" in str(error) and 0 in case.sizes.values()
 

@@ -106,10 +106,13 @@ def preparations(p: Printer) -> None:
             p.line(f"# {buffer.name} has strides ({strides})")
         if buffer.role == "inout":
             p.line(f"# {buffer.name} is written in place")
+    extents = _names(a.size for a in p.axes.values() if a.kind == "full")
     for name in _size_names(p):
         source = _size_source(p, name)
         if source:
             p.line(f"{name} = {source}")
+        elif name in extents:  # shapes on the device are constants or sizes of tensors
+            p.line(f"{name} = hl.specialize({name})")
     for buffer in _outputs(p):
         p.line(f"{buffer.name} = {_new_tensor(p, buffer)}")
     for name in p.named_blocks:
