@@ -216,7 +216,9 @@ def _names(block: int, space: dict[str, Any]) -> dict[str, Any]:
         return Host(torch.empty_strided(shape, strides, **options).fill_(77))
 
     def noise(fn: Any) -> Any:
-        def call(shape: Sequence[Any], *bounds: int, seed: int, offsets: Any) -> torch.Tensor:
+        def call(
+            shape: Sequence[Any], *bounds: int, seed: int, offsets: Any, dtype: Any = None
+        ) -> torch.Tensor:
             index = torch.as_tensor(offsets).expand([int(n) for n in shape])
             return fn(seed, index, *bounds)
 
@@ -228,6 +230,7 @@ def _names(block: int, space: dict[str, Any]) -> dict[str, Any]:
         randint=noise(philox.randint),
         tile=tile,
         grid=range,
+        specialize=lambda size: size,
         load=load,
         store=store,
         arange=torch.arange,

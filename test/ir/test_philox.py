@@ -57,7 +57,7 @@ def test_randint_is_uniform_and_in_range():
     counts = torch.bincount(x + 2, minlength=6)
     assert counts.numel() == 6 and (counts - 10_000).abs().max() < 500
     for low, high in ((-(2**63), 2**63 - 1), (0, 2**62 + 1), (5, 6)):
-        y = philox.randint(3, index, low, high)
+        y = philox.randint(3, index[:6000], low, high)
         assert y.min() >= low and y.max() < high
 
 

@@ -189,12 +189,11 @@ def odd(
         y1 = y[n0 - 1 - tile_m.index, 2:10]
         mul = idx0[:, None] * hl.arange(8)
         y2 = y[tile_m.index[:, None], mul]
-        hl.store(
-            out,
-            [tile_m, slice(None)],
-            torch.clamp_min(table0 + x0 + y0 + y1 + y2, float("-inf")),
-            extra_mask=inside,
+        maximum = torch.maximum(
+            table0 + x0 + y0 + y1 + y2,
+            hl.full([], float("-inf"), dtype=torch.float32),
         )
+        hl.store(out, [tile_m, slice(None)], maximum, extra_mask=inside)
     return out
 """,
     )

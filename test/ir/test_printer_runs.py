@@ -43,14 +43,14 @@ def check(case: random_kernels.Case) -> None:
         )
 
 
-@pytest.mark.parametrize("first", range(0, 100, 20))
+@pytest.mark.parametrize("first", range(0, 60, 20))
 def test_runs(first: int) -> None:
     for seed in range(first, first + 20):
         check(random_kernels.make(seed, paired=seed % 5 == 4))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(100, 400, 50))
+@pytest.mark.parametrize("first", range(50, 400, 50))
 def test_runs_more(first: int) -> None:
     for seed in range(first, first + 50):
         check(random_kernels.make(seed, paired=seed % 5 == 4))
@@ -93,7 +93,13 @@ def _blank(case: random_kernels.Case) -> list[torch.Tensor]:
     return args
 
 
-@pytest.mark.parametrize("first", range(0, 120, 20))
+@pytest.mark.parametrize("first", range(0, 60, 20))
 def test_programs_run(first: int) -> None:
     for seed in range(first, first + 20):
         check_program(random_programs.make(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(60, 400, 20))
+def test_programs_run_more(first: int) -> None:
+    test_programs_run(first)

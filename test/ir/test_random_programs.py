@@ -21,7 +21,13 @@ def check(seed: int) -> None:
     case.check(case.expected(args, blocks=2), whole)
 
 
-@pytest.mark.parametrize("first", range(0, 120, 20))
+@pytest.mark.parametrize("first", range(0, 60, 20))
 def test_blocks_and_passes_change_nothing(first: int) -> None:
     for seed in range(first, first + 20):
         check(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(60, 400, 20))
+def test_more_programs(first: int) -> None:
+    test_blocks_and_passes_change_nothing(first)

@@ -378,6 +378,9 @@ def store(p: Program, host: Any, index: Any, value: Any, extra_mask: Any = None)
     place = place_of(p, host, index)
     stored = stored_value(p, place, value)
     mask = mask_of(p, place, extra_mask)
+    if mask is not None:  # a tile of a dimension of size 1: its one lane may be masked off
+        still = [a for a in mask.type.axes if a.name not in _moves(place)]
+        mask = p.b.reduce("any", mask, still) if still else mask
     p.b.store(
         place.buffer,
         place.index,
@@ -401,6 +404,23 @@ def _no_race(p: Program, buffer: Buffer) -> None:
 
 
 def stored_value(p: Program, place: Place, value: Any) -> Value:
+    """A value as it is stored: of lanes that all write one place the last one stays."""
+    result, moves = _fitted(p, place, value), _moves(place)
+    extra = [a for a in result.type.axes if a.name not in moves]
+    for axis in extra:
+        last = p.b.size_value(plain(p.axes.count(axis) - 1))
+        result = p.b.take(result, last, axis)
+    return p.b.expand(result, [a for a in place.axes if a.name in moves])
+
+
+def _moves(place: Place) -> set[str]:
+    """Axes that tell the elements of a place apart."""
+    moves = {n for e in place.index if isinstance(e, Affine) for n in e.axis_names}
+    values = [*place.gathered, *([] if place.pointer is None else [place.pointer])]
+    return moves | {n for v in values for n in v.type.axis_names}
+
+
+def _fitted(p: Program, place: Place, value: Any) -> Value:
     """A value in the dtype and along the axes of the place that it is stored to."""
     dtype = place.buffer.dtype
     if isinstance(value, Tensor):
@@ -410,22 +430,12 @@ def stored_value(p: Program, place: Place, value: Any) -> Value:
         if len(dims) > len(place.dims) or (0 < len(dims) < len(place.dims)):
             raise exc.RankMismatch(len(place.dims), len(dims), " (of the value that is stored)")
         _check_shape(p, dims, place.dims)
-        result = p.b.cast(p.axes.put(value.value, dims, place.dims), dtype)
-    elif is_number(value):
-        result = p.typed(value, dtype)
-    elif isinstance(value, HostTensor):
+        return p.b.cast(p.axes.put(value.value, dims, place.dims), dtype)
+    if is_number(value):
+        return p.typed(value, dtype)
+    if isinstance(value, HostTensor):
         raise exc.HostTensorDirectUsage(value.name, "store")
-    else:
-        raise exc.RequiresTensorInAssignment(describe(value))
-    moves = {n for e in place.index if isinstance(e, Affine) for n in e.axis_names}
-    moves |= {n for v in place.gathered for n in v.type.axis_names}
-    if place.pointer is not None:
-        moves |= set(place.pointer.type.axis_names)
-    extra = [a for a in result.type.axes if a.name not in moves]
-    for axis in extra:  # all lanes write one place: the last one stays
-        last = p.b.size_value(plain(p.axes.count(axis) - 1))
-        result = p.b.take(result, last, axis)
-    return p.b.expand(result, [a for a in place.axes if a.name in moves])
+    raise exc.RequiresTensorInAssignment(describe(value))
 
 
 def _check_shape(p: Program, dims: Sequence[Dim], target: Sequence[Dim]) -> None:
@@ -441,15 +451,23 @@ def _text(p: Program, dims: Sequence[Dim]) -> str:
 
 
 def atomic(
-    p: Program, fn: str, host: Any, index: Any, value: Any, expected: Any = None
+    p: Program,
+    fn: str,
+    host: Any,
+    index: Any,
+    value: Any,
+    expected: Any = None,
+    extra_mask: Any = None,
 ) -> Tensor | None:
-    """One atomic operation; gives what was there before."""
+    """One atomic operation a lane, also where several meet; gives what was there before."""
     if not isinstance(host, HostTensor):
         raise exc.AtomicOnDeviceTensor(f"atomic_{fn}")
     place = place_of(p, host, index)
-    stored = stored_value(p, place, value)
-    before = None if expected is None else stored_value(p, place, expected)
-    mask = mask_of(p, place, None)
+    if not place.index and isinstance(value, Tensor):  # every lane goes to the one element
+        place.dims = list(value.dims)
+    stored = p.b.expand(_fitted(p, place, value), place.axes)
+    before = None if expected is None else p.b.expand(_fitted(p, place, expected), place.axes)
+    mask = mask_of(p, place, extra_mask)
     result = p.b.atomic(
         fn,
         place.buffer,
@@ -496,4 +514,4 @@ def subscript(p: Program, x: Tensor, index: Any) -> Tensor:
                 value = p.b.take(value, place, dim)
         else:
             raise exc.InvalidIndexingType(f"{describe(item)} in a value of the device")
-    return Tensor(value, tuple(dims))
+    return Tensor(value, tuple(dims), x.place if value is x.value else None)

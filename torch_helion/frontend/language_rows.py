@@ -29,6 +29,7 @@ from torch_helion.frontend.values import (
     is_number,
 )
 from torch_helion.frontend.views import stacked
+from torch_helion.ir.ops import ASSERTED
 from torch_helion.ir.types import Affine, begin_symbol
 from torch_helion.language.values import StackTensor
 
@@ -64,10 +65,18 @@ _SEMANTICS = ("relaxed", "acquire", "release", "acq_rel")
 
 
 def _atomic(fn: str) -> Row:
-    def call(i: Interpreter, target: Any, index: Any, value: Any, sem: str = "relaxed") -> Any:
+    def call(
+        i: Interpreter,
+        target: Any,
+        index: Any,
+        value: Any,
+        sem: str = "relaxed",
+        extra_mask: Any = None,
+    ) -> Any:
         if sem not in _SEMANTICS:
             raise exc.InvalidAPIUsage(f"sem is one of {', '.join(_SEMANTICS)}, got {sem!r}")
-        return indexing.atomic(i.p, fn, target, i.index(_index(index)), i.operand(value))
+        place, value = i.index(_index(index)), i.operand(value)
+        return indexing.atomic(i.p, fn, target, place, value, extra_mask=extra_mask)
 
     return call
 
@@ -78,10 +87,17 @@ for _name in ("add", "and", "or", "xor", "max", "min", "xchg"):
 
 @row(language.atomic_cas)
 def _cas(
-    i: Interpreter, target: Any, index: Any, expected: Any, value: Any, sem: str = "relaxed"
+    i: Interpreter,
+    target: Any,
+    index: Any,
+    expected: Any,
+    value: Any,
+    sem: str = "relaxed",
+    extra_mask: Any = None,
 ) -> Any:
     expected, value = i.operand(expected), i.operand(value)
-    return indexing.atomic(i.p, "cas", target, i.index(_index(index)), value, expected)
+    place = i.index(_index(index))
+    return indexing.atomic(i.p, "cas", target, place, value, expected, extra_mask)
 
 
 @row(StackTensor, language.stacktensor_like)
@@ -127,7 +143,8 @@ def _is_extent(i: Interpreter, symbol: Any) -> bool:
     """Whether a symbol is a block size, or the size of some tensor."""
     if symbol.name.startswith("block_"):
         return True
-    return i.p.sizes.sources.get(symbol, ("",))[0] == "size"
+    kind = i.p.sizes.sources.get(symbol, ("",))[0]
+    return kind == "size" or (kind == "int" and bool(symbol.is_nonnegative))
 
 
 def _filled(i: Interpreter, shape: Any, value: Any, dtype: Any, what: str) -> Tensor:
@@ -317,6 +334,22 @@ def _dot(i: Interpreter, mat1: Any, mat2: Any, acc: Any = None, out_dtype: Any =
     return products.dot(i.p, mat1, mat2, acc, out_dtype)
 
 
+@row(language.fma)
+def _fma(i: Interpreter, a: Any, b: Any, c: Any) -> Tensor:
+    p, operands = i.p, [i.operand(x) for x in (a, b, c)]
+    tensors = [x for x in operands if isinstance(x, Tensor)]
+    dtypes = {t.dtype for t in tensors}
+    if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
+        got = ", ".join(map(describe, operands))
+        raise exc.TypeInferenceError(f"hl.fma needs float32 or float64 values, got {got}")
+    dims, (dtype,) = p.axes.joined([t.dims for t in tensors]), dtypes
+    values = [
+        p.axes.put(x.value, x.dims, dims) if isinstance(x, Tensor) else p.typed(x, dtype)
+        for x in operands
+    ]
+    return Tensor(p.b.pointwise("fma", *values), dims)
+
+
 @row(language.split)
 def split(i: Interpreter, tensor: Any) -> tuple[Tensor, Tensor]:
     x = tensor
@@ -352,3 +385,17 @@ def _subscript(i: Interpreter, tensor: Any, index: Any) -> Tensor:
 
 
 ROWS[language.device_print] = device_print
+
+
+@row(language.device_assert)
+def device_assert(i: Interpreter, condition: Any, error: Any) -> None:
+    status = next((s for s, text in ASSERTED.items() if text == error), None)
+    if status is None:
+        known = " or ".join(map(repr, ASSERTED.values()))
+        raise exc.InvalidAPIUsage(f"hl.device_assert: the error is {known}, got {error!r}")
+    condition = i.operand(condition)
+    value = condition.value if isinstance(condition, Tensor) else i.p.value(condition)
+    if value.type.dtype is not torch.bool:
+        raise exc.TypeInferenceError(f"hl.device_assert of {describe(condition)}: not a bool")
+    i.p.b.check(value, status)
+    i.p.effects += 1

@@ -135,8 +135,6 @@ class Loops(Statements):
         elif fn is language.tile:
             self._tiles(node, args, kwargs, after)
         else:
-            if fn is range and len(args) == 3:
-                kwargs["step"] = args.pop()
             self._counters(node, args, kwargs, after)
 
     def _iterated(self, node: ast.For) -> list[Any]:
@@ -305,7 +303,8 @@ class Loops(Statements):
     def _counters(
         self, node: ast.For, args: list[Any], kwargs: dict[str, Any], after: Names
     ) -> None:
-        ranges = self.ranges(args, kwargs.get("step"), "grid")
+        step = kwargs.get("step", args.pop() if len(args) == 3 else None)
+        ranges = self.ranges(args, step, "grid")
         steps = [1 if s is None else self.p.size(s) for s in ranges.blocks]
         if any(isinstance(s, int) and s == 0 for s in steps):
             raise exc.InvalidDeviceForLoop("a range with step 0")

@@ -31,12 +31,18 @@ aten = torch.ops.aten
 
 def _cumulative(fn: str) -> Row:
     def call(
-        i: Interpreter, x: Any, dim: Any, reverse: bool = False, dtype: Any = None, **ignored: Any
+        i: Interpreter,
+        x: Any,
+        dim: Any,
+        reverse: bool = False,
+        exclusive: bool = False,
+        dtype: Any = None,
+        **ignored: Any,
     ) -> Tensor:
         _tensor(x, f"cum{fn}")
         place(x, dim)
         dtype = dtype or (x.dtype if x.dtype.is_floating_point else torch.int64)
-        return scanned(Calls(i.p), fn, x, dim, dtype, reverse)
+        return scanned(Calls(i.p), fn, x, dim, dtype, reverse, exclusive)
 
     return call
 
@@ -105,15 +111,33 @@ def reduce(
     return tuple(results) if isinstance(x, tuple | list) else results[0]
 
 
+_KNOWN = {torch.add: "sum", torch.mul: "prod", torch.maximum: "max", torch.minimum: "min"}
+"""Functions whose scans the tile IR has by name."""
+
+
 @row(language.associative_scan)
 def associative_scan(
-    i: Interpreter, combine_fn: Any, input_tensor: Any, dim: Any, reverse: bool = False
+    i: Interpreter,
+    combine_fn: Any,
+    input_tensor: Any,
+    dim: Any,
+    reverse: bool = False,
+    exclusive: bool = False,
 ) -> Any:
     fn, x = combine_fn, input_tensor
     xs = list(x) if isinstance(x, tuple | list) else [x]
     for one in xs:
         _tensor(one, "associative_scan")
     p = i.p
+    known = _known_scan(fn, x)
+    if known:
+        place(x, dim)
+        return scanned(Calls(p), known, x, dim, x.dtype, reverse, exclusive)
+    if exclusive:
+        raise exc.TypeInferenceError(
+            "hl.associative_scan: exclusive=True needs one value and torch.add, torch.mul, "
+            "torch.maximum or torch.minimum"
+        )
     dims = p.axes.joined([t.dims for t in xs])
     values = [p.axes.put(t.value, t.dims, dims) for t in xs]
     at = place(Tensor(values[0], dims), dim)
@@ -125,6 +149,16 @@ def associative_scan(
         values = p.b.custom_scan(values, axis, combine, reverse)
     results = [Tensor(v, dims) for v in values]
     return tuple(results) if isinstance(x, tuple | list) else results[0]
+
+
+def _known_scan(fn: Any, x: Any) -> str | None:
+    """The name of the scan; none for half types, where a sum would round at other places."""
+    try:
+        name = _KNOWN.get(fn)
+    except TypeError:  # unhashable
+        return None
+    single = isinstance(x, Tensor) and x.dtype not in (torch.float16, torch.bfloat16)
+    return name if single and x.dtype is not torch.bool else None
 
 
 def _torch_scan(
@@ -210,20 +244,35 @@ def _place(i: Interpreter, dims: tuple[Dim, ...], offsets: Any) -> Value:
     return i.p.b.cast(i.p.axes.put(offsets.value, offsets.dims, dims), torch.int64)
 
 
-@row(language.rand)
-def _rand(i: Interpreter, shape: Any, seed: Any, device: Any = None, offsets: Any = None) -> Tensor:
-    dims = dims_of(i, shape, "hl.rand")
-    return Tensor(i.p.b.rng("rand", _seed(i, seed), _place(i, dims, offsets)), dims)
+def _floats(fn: str) -> Row:
+    def call(
+        i: Interpreter, shape: Any, seed: Any, device: Any = None, offsets: Any = None
+    ) -> Tensor:
+        dims = dims_of(i, shape, f"hl.{fn}")
+        return Tensor(i.p.b.rng(fn, _seed(i, seed), _place(i, dims, offsets)), dims)
+
+    return call
+
+
+row(language.rand)(_floats("rand"))
+row(language.randn)(_floats("randn"))
 
 
 @row(language.randint)
 def _randint(
-    i: Interpreter, shape: Any, low: Any, high: Any, seed: Any, device: Any = None
+    i: Interpreter,
+    shape: Any,
+    low: Any,
+    high: Any,
+    seed: Any,
+    device: Any = None,
+    offsets: Any = None,
+    dtype: torch.dtype = torch.int32,
 ) -> Tensor:
     dims = dims_of(i, shape, "hl.randint")
     bounds = [i.p.b.cast(i.p.value(scalar(i, i.operand(x))), torch.int64) for x in (low, high)]
-    value = i.p.b.rng("randint", _seed(i, seed), logical_index(i.p, dims), *bounds)
-    return Tensor(i.p.b.cast(value, torch.int32), dims)
+    value = i.p.b.rng("randint", _seed(i, seed), _place(i, dims, offsets), *bounds)
+    return Tensor(i.p.b.cast(value, dtype), dims)
 
 
 @row(language.rand4x)

@@ -16,6 +16,7 @@ from torch_helion import exc
 from torch_helion.frontend.calls import Calls, as_value, rule
 from torch_helion.frontend.values import Dim, Tensor
 from torch_helion.ir.graph import Value
+from torch_helion.ir.ops import identity_of
 from torch_helion.ir.types import Axis
 
 aten = torch.ops.aten
@@ -239,14 +240,22 @@ def cumulative(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any
 
 
 def scanned(
-    calls: Calls, fn: str, x: Tensor, dim: int, dtype: torch.dtype, reverse: bool = False
+    calls: Calls,
+    fn: str,
+    x: Tensor,
+    dim: int,
+    dtype: torch.dtype,
+    reverse: bool = False,
+    exclusive: bool = False,
 ) -> Tensor:
     b = calls.p.b
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     axis, value = axis_at(calls, x, dim)
     value = b.cast(b.cast(value, dtype), wide)
-    if axis is not None:
-        value = b.scan(fn, value, axis, reverse)
+    if axis is None and exclusive:
+        value = b.const(identity_of(fn, wide), wide)
+    elif axis is not None:
+        value = b.scan(fn, value, axis, reverse, exclusive)
     return Tensor(b.cast(value, dtype), x.dims)
 
 

@@ -56,6 +56,7 @@ class Builder:
         self._body: list[Op] = []
         self._ops = self._body
         self._constants: dict[tuple[Any, ...], Value] = {}
+        self._numbers: dict[Value, float | int | bool] = {}
         self._blocks: list[str] = []
         self._symbols: set[str] = set()
 
@@ -589,7 +590,12 @@ class Builder:
             self._constants[key] = self._emit(
                 "const", (), {"value": value, "dtype": dtype}, TileType(dtype), "c"
             )
+            self._numbers[self._constants[key]] = value
         return self._constants[key]
+
+    def number_of(self, value: Value) -> float | int | bool | None:
+        """The number that a constant holds; None for any other value."""
+        return self._numbers.get(value)
 
     def size_value(self, expr: Size) -> Value:
         """A size expression as a rank-0 int64 value."""

@@ -123,6 +123,9 @@ OP_KINDS: dict[str, OpKind] = {
 
 ATOMICS = ("add", "max", "min", "and", "or", "xor", "xchg", "cas")
 SCANS = ("sum", "prod", "max", "min")
+ASSERTED = {1: "index out of range", 2: "division by zero"}
+"""What an `assert` says that ends a kernel, by its status: an IndexError, a RuntimeError."""
+
 CUSTOM = "custom"
 """The function of a reduce or scan whose region `combine` says what it does."""
 COMBINE_KINDS = ("pointwise", "cast", "bitcast", "const", "size", "expand", "yield")

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from torch_helion.ir.graph import Op, Region, Value, loop_blocks
+from torch_helion.ir.ops import ASSERTED
 from torch_helion.ir.printer_state import Printer, Row
 from torch_helion.ir.types import Axis, Size, block_symbol
 
@@ -35,7 +36,7 @@ def _loop_head(p: Printer, op: Op) -> str:
     if not axes:
         return "_ in hl.grid(1)"
     variables = [p.tiles[a.name] for a in axes]
-    sizes = [p.size(a.size) for a in axes]
+    sizes = [p.size(_end(a.size)) for a in axes]
     extents = sizes[0] if len(axes) == 1 else f"[{', '.join(sizes)}]"
     if all(a.name in p.index_axes for a in axes):
         return f"{', '.join(variables)} in hl.grid({extents})"
@@ -43,6 +44,15 @@ def _loop_head(p: Printer, op: Op) -> str:
     text = blocks[0] if len(axes) == 1 else f"[{', '.join(blocks)}]"
     given = f", block_size={text}" if any(b != "None" for b in blocks) else ""
     return f"{', '.join(variables)} in hl.tile({extents}{given})"
+
+
+def _end(size: Size) -> Size:
+    """A range that ends before it begins is empty: that needs no words."""
+    if isinstance(size, int) or type(size).__name__ != "Max":
+        return size
+    if len(size.args) == 2 and 0 in size.args:
+        return size.args[1] if size.args[0] == 0 else size.args[0]
+    return size
 
 
 def _range(p: Printer, op: Op) -> str:
@@ -136,8 +146,8 @@ def _bind(p: Printer, op: Op) -> None:
 
 
 def _assert(p: Printer, op: Op) -> None:
-    error = "index out of range" if op.attrs["status"] == 1 else "division by zero"
-    p.line(f"hl.device_assert({p.values[op.operands[0]].text}, {error!r})")
+    error = ASSERTED[op.attrs["status"]]
+    p.line(f'hl.device_assert({p.tensor(op.operands[0]).text}, "{error}")')
 
 
 def _print(p: Printer, op: Op) -> None:

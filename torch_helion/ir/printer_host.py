@@ -101,15 +101,18 @@ def _size_source(p: Printer, name: str) -> str:
 def preparations(p: Printer) -> None:
     """Sizes, outputs, block sizes that have names, workspaces."""
     for buffer in p.kernel.arguments:
-        if buffer.is_input and buffer.strides != contiguous_strides(buffer.shape):
+        if buffer.is_input and not _is_contiguous(buffer):
             strides = ", ".join(map(p.size, buffer.strides))
             p.line(f"# {buffer.name} has strides ({strides})")
         if buffer.role == "inout":
             p.line(f"# {buffer.name} is written in place")
+    extents = _names(a.size for a in p.axes.values() if a.kind == "full")
     for name in _size_names(p):
         source = _size_source(p, name)
         if source:
             p.line(f"{name} = {source}")
+        elif name in extents:  # shapes on the device are constants or sizes of tensors
+            p.line(f"{name} = hl.specialize({name})")
     for buffer in _outputs(p):
         p.line(f"{buffer.name} = {_new_tensor(p, buffer)}")
     for name in p.named_blocks:
@@ -140,10 +143,25 @@ def _new_tensor(p: Printer, buffer: Buffer) -> str:
     shape = ", ".join(map(p.size, buffer.shape))
     device = next((f", device={b.name}.device" for b in p.kernel.arguments if b.is_input), "")
     tail = f"dtype={buffer.dtype}{device})"
-    if buffer.strides == contiguous_strides(buffer.shape):
+    if _is_contiguous(buffer):
         return f"torch.empty([{shape}], {tail}"
     strides = ", ".join(map(p.size, buffer.strides))
     return f"torch.empty_strided([{shape}], [{strides}], {tail}"
+
+
+def _is_contiguous(buffer: Buffer) -> bool:
+    """PyTorch's strides count a dimension as at least one element: `max(1, n)`."""
+    strides = tuple(_without_maxima(s) for s in buffer.strides)
+    return strides == contiguous_strides(buffer.shape)
+
+
+def _without_maxima(size: Size) -> Size:
+    if isinstance(size, int) or not size.args:
+        return size
+    args = [_without_maxima(a) for a in size.args]
+    if type(size).__name__ == "Max" and len(args) == 2 and 1 in args:
+        return args[1] if args[0] == 1 else args[0]
+    return size.func(*args)
 
 
 def results(p: Printer) -> None:

@@ -3,7 +3,9 @@
 In: a `Printer` and an op. Out: lines, or an expression. Used by `printer.py` only.
 
 A subscript item is a tile, `:`, a slice, a number, or an index tensor. Where two index tensors
-share an axis, or one has several, all items are written as tensors that broadcast together.
+share an axis, or one has several, all items are written as tensors that broadcast together. Vectors
+next to each other would span a product instead: they get one more dimension, of size 1, which the
+result loses again.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ class _Place:
     target: str
     items: Sequence[_Item]
     axes: tuple[str, ...]
+    thick: bool = False
+    """Whether it has one more dimension at its end, of size 1."""
 
     @property
     def subscript(self) -> str:
@@ -64,11 +68,13 @@ def _place(p: Printer, op: Op, lanes: Sequence[str]) -> _Place:
         stack = p.canonical(access.pointer)
         target = f"hl.stacktensor_like({target}, {p.tensor(access.pointer).text})"
     here = [n for item in items for n in item.axes]
-    more = set(lanes) - set(here) - set(stack)
+    more, thick = set(lanes) - set(here) - set(stack), False
     if not _in_place(items) or more:
         want = p.layout([*here, *more])
-        items, here = _broadcast(p, items, want, more), list(want)
-    return _Place(target, items, (*stack, *here))
+        thick = len(want) == 1 and len(items) > 1
+        items = _broadcast(p, items, (*want, *([""] if thick else [])), more)
+        here = list(want)
+    return _Place(target, items, (*stack, *here), thick)
 
 
 def _in_place(items: Sequence[_Item]) -> bool:
@@ -83,14 +89,18 @@ def _broadcast(
 ) -> list[_Item]:
     """The items as tensors that broadcast together to dimensions `axes`."""
     found: list[_Item] = []
-    for item in items:
+    moving = [place for place, item in enumerate(items) if item.axes]
+    for place, item in enumerate(items):
         tensor = with_axes(item.tensor, item.axes, axes)
+        if moving and moving[0] < place < moving[-1] and tensor.literal:  # no gap between tensors
+            tensor = Expr(f"hl.full([], {tensor.text}, dtype=torch.int64)")
         if more and not found:  # no item has these: the first one is repeated along them
             shown = item.tensor
             if shown.literal:
                 shown = Expr(f"hl.full([], {shown.text}, dtype=torch.int64)")
             shown = with_axes(shown, item.axes, axes, every=bool(item.axes))
-            tensor = Expr(f"{shown.at(ATOM)}.expand({', '.join(map(p.extent, axes))})")
+            extents = ["1" if name == "" else p.extent(name) for name in axes]
+            tensor = Expr(f"{shown.at(ATOM)}.expand({', '.join(extents)})")
         found.append(_Item(tensor.text, item.axes, tensor, bool(item.axes) or bool(more)))
     return found
 
@@ -155,8 +165,9 @@ def _load(p: Printer, op: Op) -> None:
     if mask is None:
         text = f"{place.target}[{place.subscript}]"
     else:
-        shown = p.arranged(mask, place.axes).text
+        shown = _stored(p, mask, place)
         text = f"hl.load({place.target}, {place.list}, extra_mask={shown})"
+    text += ".squeeze(-1)" if place.thick else ""
     bare, text = text, _permuted(text, place.axes, want)
     if mask is not None and op.attrs["other"] != 0:
         other = number_expr(op.attrs["other"], op.result.type.dtype)
@@ -175,11 +186,11 @@ def _permuted(text: str, have: Sequence[str], want: Sequence[str]) -> str:
 
 def _store(p: Printer, op: Op) -> None:
     place, mask = _place(p, op, ()), op.access.mask
-    text = p.arranged(op.operands[0], place.axes).text
+    text = _stored(p, op.operands[0], place)
     if mask is None:
         p.line(f"{place.target}[{place.subscript}] = {text}", p.note(op))
         return
-    shown = p.arranged(mask, place.axes).text
+    shown = _stored(p, mask, place)
     p.line(f"hl.store({place.target}, {place.list}, {text}, extra_mask={shown})", p.note(op))
 
 
@@ -187,8 +198,9 @@ def _atomic(p: Printer, op: Op) -> None:
     place, access = _place(p, op, _lanes(op)), op.access
     arguments = [place.target, place.list, *(_stored(p, v, place) for v in access.values)]
     if access.mask is not None:
-        arguments.append(f"extra_mask={p.arranged(access.mask, place.axes).text}")
+        arguments.append(f"extra_mask={_stored(p, access.mask, place)}")
     call = f"hl.atomic_{op.attrs['fn']}({', '.join(arguments)})"
+    call += ".squeeze(-1)" if place.thick and op.results else ""
     if op.results:
         p.define(op, Expr(_permuted(call, place.axes, p.canonical(op.result))))
     else:
@@ -196,7 +208,10 @@ def _atomic(p: Printer, op: Op) -> None:
 
 
 def _stored(p: Printer, value: Value, place: _Place) -> str:
-    return p.arranged(value, place.axes).text
+    expr = p.arranged(value, place.axes)
+    if place.thick and value.type.axes:
+        return f"{expr.at(ATOM)}[:, None]"
+    return expr.text
 
 
 MEMORY_ROWS: Mapping[str, Row] = {"load": _load, "store": _store, "atomic": _atomic}

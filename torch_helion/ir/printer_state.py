@@ -86,7 +86,8 @@ class Printer:
             if axis.kind != "block" or axis.of:
                 continue
             number = name in self.index_axes
-            variable = self.names.new(name if number else f"tile_{name}")
+            plain = number or name.startswith("tile")
+            variable = self.names.new(name if plain else f"tile_{name}")
             self.tiles[name] = variable
             self.symbols[begin_symbol(axis)] = variable if number else f"{variable}.begin"
             self.symbols[id_symbol(axis)] = variable if number else f"{variable}.id"
@@ -112,8 +113,8 @@ class Printer:
         if len(text + note) > room and note:
             text, note = f"# {comment}\n{text}", ""
         for line in text.split("\n"):
-            for piece in wrapped(line + note, room):
-                self.lines.append("    " * self.depth + piece)
+            pieces = [line] if line.startswith("#") else wrapped(line + note, room)
+            self.lines += ["    " * self.depth + piece for piece in pieces]
 
     def note(self, op: Op) -> str:
         """Where the op comes from, said once for a run of statements."""

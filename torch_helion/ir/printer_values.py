@@ -66,7 +66,8 @@ def _bitcast(p: Printer, op: Op) -> None:
 
 
 def _rng(p: Printer, op: Op) -> None:
-    seed, index, *bounds = (p.values[v].text for v in op.operands)
+    seed, _, *bounds = (p.values[v].text for v in op.operands)
+    index = p.tensor(op.operands[1]).text
     shape = ", ".join(map(p.extent, p.canonical(op.result)))
     arguments = [f"[{shape}]", *bounds, f"seed={seed}", f"offsets={index}"]
     word = op.attrs.get("word", 0)
@@ -74,6 +75,7 @@ def _rng(p: Printer, op: Op) -> None:
         p.define(op, Expr(f"hl.rand4x({seed}, {index})[{word}]"))
         return
     arguments += [f"word={word}"] if word else []
+    arguments += ["dtype=torch.int64"] if op.attrs["fn"] == "randint" else []
     p.define(op, Expr(f"hl.{op.attrs['fn']}({', '.join(arguments)})"))
 
 

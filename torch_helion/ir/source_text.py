@@ -222,17 +222,12 @@ _CALLS = {
     "i1": "torch.special.i1({})",
     "i1e": "torch.special.i1e({})",
 }
-# With a number in the place of one operand, PyTorch knows these under another name.
-_CLAMPS = {"minimum": "torch.clamp_max", "maximum": "torch.clamp_min"}
-_TENSORS_ONLY = frozenset(("atan2", "hypot", "nextafter", "copysign"))
+_TENSORS_ONLY = frozenset(("minimum", "maximum", "atan2", "hypot", "nextafter", "copysign"))
 
 
 def pointwise_expr(fn: str, operands: Sequence[Expr], dtype: torch.dtype) -> Expr:
     """`fn` of operands that broadcast as they are. `dtype`: that of the operands."""
     literal = [o.literal for o in operands]
-    if fn in _CLAMPS and any(literal) and not all(literal):
-        value, bound = operands if literal[1] else reversed(operands)
-        return Expr(f"{_CLAMPS[fn]}({value.text}, {bound.text})")
     if all(literal[1:] if fn == "where" else literal) or fn in _TENSORS_ONLY:
         first = 1 if fn == "where" else 0
         operands = [*operands[:first], *(as_tensor(o, dtype) for o in operands[first:])]
@@ -260,10 +255,8 @@ def reduction_expr(
     text = value.at(ATOM)
     narrow = not dtype.is_floating_point and dtype is not torch.int64
     keyword_ = f", dtype={dtype}" if narrow and fn in ("sum", "prod") else ""
-    if fn == "prod":  # one dimension a call
-        for dim in sorted(dims, reverse=True):
-            text += f".prod({dim}{keyword_})"
-        return Expr(text)
-    places = [str(d - rank) for d in sorted(dims)]
-    where = places[0] if len(places) == 1 else f"({', '.join(places)})"
-    return Expr(f"{text}.{method}({where}{keyword_})")
+    if len(dims) == rank and len(dims) > 1 and fn not in ("prod", "argmax", "argmin"):
+        return Expr(f"{text}.{method}({keyword_.removeprefix(', ')})")
+    for dim in sorted(dims, reverse=True):  # one dimension a call
+        text, rank = f"{text}.{method}({dim - rank}{keyword_})", rank - 1
+    return Expr(text)

@@ -40,8 +40,21 @@ def rand(shape: Sequence[Any], seed: Any, device: Any = None, offsets: Any = Non
     raise device_only("rand")
 
 
-def randint(shape: Sequence[Any], low: int, high: int, seed: Any, device: Any = None) -> Any:
-    """int32 numbers in [low, high), keyed as `rand`."""
+def randn(shape: Sequence[Any], seed: Any, device: Any = None, offsets: Any = None) -> Any:
+    """Normally distributed float32 numbers, keyed as `rand`."""
+    raise device_only("randn")
+
+
+def randint(
+    shape: Sequence[Any],
+    low: int,
+    high: int,
+    seed: Any,
+    device: Any = None,
+    offsets: Any = None,
+    dtype: torch.dtype = torch.int32,
+) -> Any:
+    """Integers in [low, high), keyed as `rand`."""
     raise device_only("randint")
 
 

@@ -16,6 +16,14 @@ def device_print(prefix: str, *values: Any) -> None:
     raise device_only("device_print")
 
 
+def device_assert(condition: Any, error: str) -> None:
+    """End the kernel with an error where `condition` (a bool) is false in some lane.
+
+    `error`: "index out of range" (the call raises IndexError) or "division by zero" (RuntimeError).
+    """
+    raise device_only("device_assert")
+
+
 def breakpoint() -> None:
     """Stop in the debugger: refused in compiled code.
 

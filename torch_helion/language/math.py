@@ -23,6 +23,11 @@ def dot(mat1: Any, mat2: Any, acc: Any = None, out_dtype: torch.dtype | None = N
     raise device_only("dot")
 
 
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c of float32 or float64 values (numbers beside them), rounded once."""
+    raise device_only("fma")
+
+
 def dot_scaled(
     mat1: Any,
     mat1_scale: Any,
@@ -54,19 +59,29 @@ def reduce(
 
 
 def associative_scan(
-    combine_fn: Callable[..., Any], input_tensor: Any, dim: int, reverse: bool = False
+    combine_fn: Callable[..., Any],
+    input_tensor: Any,
+    dim: int,
+    reverse: bool = False,
+    exclusive: bool = False,
 ) -> Any:
-    """The inclusive scan of a value, or of a tuple of values, by an associative function."""
+    """The inclusive scan of a value, or of a tuple of values, by an associative function.
+
+    `exclusive`: each position without its own value; for `torch.add`, `torch.mul`,
+    `torch.maximum` and `torch.minimum` of one value, whose identities are known.
+    """
     raise device_only("associative_scan")
 
 
-def cumsum(input_tensor: Any, dim: int, reverse: bool = False) -> Any:
-    """Running sums along `dim`, from the end where `reverse`."""
+def cumsum(input_tensor: Any, dim: int, reverse: bool = False, exclusive: bool = False) -> Any:
+    """Running sums along `dim`, from the end where `reverse`; without the own value where
+    `exclusive`.
+    """
     raise device_only("cumsum")
 
 
-def cumprod(input_tensor: Any, dim: int, reverse: bool = False) -> Any:
-    """Running products along `dim`, from the end where `reverse`."""
+def cumprod(input_tensor: Any, dim: int, reverse: bool = False, exclusive: bool = False) -> Any:
+    """Running products along `dim`, as `cumsum`."""
     raise device_only("cumprod")
 
 

@@ -33,47 +33,67 @@ def store(tensor: Any, index: Sequence[Any], value: Any, extra_mask: Any = None)
     raise device_only("store")
 
 
-def atomic_add(target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed") -> Any:
+def atomic_add(
+    target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed", extra_mask: Any = None
+) -> Any:
     """Add `value` to `target[index]`, each element as one step; gives what was there before.
 
     `target`: a host tensor of 4- or 8-byte numbers or a half type (`exc.AtomicOnDeviceTensor` for a
     value of the device). `sem`: relaxed, acquire, release or acq_rel; all act alike here.
+    Lanes where `extra_mask` is false do nothing. Where several lanes meet, each one counts.
     """
     raise device_only("atomic_add")
 
 
-def atomic_and(target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed") -> Any:
+def atomic_and(
+    target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed", extra_mask: Any = None
+) -> Any:
     """Bitwise and into `target[index]` (int32, int64); gives what was there before."""
     raise device_only("atomic_and")
 
 
-def atomic_or(target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed") -> Any:
+def atomic_or(
+    target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed", extra_mask: Any = None
+) -> Any:
     """Bitwise or into `target[index]` (int32, int64); gives what was there before."""
     raise device_only("atomic_or")
 
 
-def atomic_xor(target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed") -> Any:
+def atomic_xor(
+    target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed", extra_mask: Any = None
+) -> Any:
     """Bitwise exclusive or into `target[index]` (int32, int64); gives what was there before."""
     raise device_only("atomic_xor")
 
 
-def atomic_max(target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed") -> Any:
+def atomic_max(
+    target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed", extra_mask: Any = None
+) -> Any:
     """The maximum into `target[index]`; gives what was there before."""
     raise device_only("atomic_max")
 
 
-def atomic_min(target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed") -> Any:
+def atomic_min(
+    target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed", extra_mask: Any = None
+) -> Any:
     """The minimum into `target[index]`; gives what was there before."""
     raise device_only("atomic_min")
 
 
-def atomic_xchg(target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed") -> Any:
+def atomic_xchg(
+    target: Any, index: Sequence[Any], value: Any, sem: str = "relaxed", extra_mask: Any = None
+) -> Any:
     """Put `value` into `target[index]`; gives what was there before."""
     raise device_only("atomic_xchg")
 
 
 def atomic_cas(
-    target: Any, index: Sequence[Any], expected: Any, value: Any, sem: str = "relaxed"
+    target: Any,
+    index: Sequence[Any],
+    expected: Any,
+    value: Any,
+    sem: str = "relaxed",
+    extra_mask: Any = None,
 ) -> Any:
     """Put `value` where `target[index]` holds `expected` (bits); gives what was there before."""
     raise device_only("atomic_cas")

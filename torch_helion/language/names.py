@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch_helion.language.creation import arange, full, rand, rand4x, randint, zeros
+from torch_helion.language.creation import arange, full, rand, rand4x, randint, randn, zeros
 from torch_helion.language.escape import (
     AsyncCopyDescriptor,
     breakpoint,
+    device_assert,
     device_print,
     float4_e2m1fn_x2_to_float32,
     inline_asm_elementwise,
@@ -35,6 +36,7 @@ from torch_helion.language.math import (
     cumsum,
     dot,
     dot_scaled,
+    fma,
     join,
     reduce,
     split,
@@ -79,10 +81,12 @@ __all__ = [
     "constexpr",
     "cumprod",
     "cumsum",
+    "device_assert",
     "device_print",
     "dot",
     "dot_scaled",
     "float4_e2m1fn_x2_to_float32",
+    "fma",
     "full",
     "grid",
     "inline_asm_elementwise",
@@ -96,6 +100,7 @@ __all__ = [
     "rand",
     "rand4x",
     "randint",
+    "randn",
     "reduce",
     "register_block_size",
     "register_tunable",

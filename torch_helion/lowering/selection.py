@@ -129,12 +129,22 @@ def logical(fn: str) -> Rule:
     return rule
 
 
+def _within(x: Term, y: Term) -> bool:
+    """Whether a count of bits is a number that needs no care."""
+    count = x.cx.b.number_of(y.value)
+    return count is not None and 0 <= count < 8 * x.dtype.itemsize
+
+
 def left_shift(x: Term, y: Term) -> Term:
+    if _within(x, y):
+        return x.call("shl", y)
     outside = (y < 0) | (y >= 8 * x.dtype.itemsize)
     return outside.where(0, x.call("shl", outside.where(0, y)))
 
 
 def right_shift(x: Term, y: Term) -> Term:
+    if _within(x, y):
+        return x.call("shr", y)
     bits = 8 * x.dtype.itemsize
     outside = (y < 0) | (y >= bits)
     if not x.dtype.is_signed:

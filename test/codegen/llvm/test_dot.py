@@ -22,6 +22,11 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 UNITS = list(itertools.product(("k", "m", ""), ("n", "k", "")))
 
 
+def later(*values: Any) -> list[Any]:
+    """More values of a parameter, for slow sweeps."""
+    return [pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
 @functools.cache
 def kernel(product: Product, machine: engine.Machine | None = None) -> Any:
     return dot_module.load(product, machine)
@@ -93,7 +98,7 @@ def test_panels(dtypes: tuple[torch.dtype, ...], units: tuple[str, str]) -> None
 
 @pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize("dtypes", [(F32, F32, F32, F32), (BF16, BF16, F32, F32)])
-@pytest.mark.parametrize("rows", [1, 2, 3, 6, 16])
+@pytest.mark.parametrize("rows", [1, 3, 16, *later(2, 6)])
 def test_few_rows(dtypes: tuple[torch.dtype, ...], units: tuple[str, str], rows: int) -> None:
     product = Product(*dtypes, (rows, 48, 128), *units)
     for number, (m, n, k) in enumerate(
@@ -227,7 +232,7 @@ NARROW = ["x86-64-v3", "x86-64", "icelake-server"]
 
 
 @pytest.mark.parametrize("name", NARROW)
-@pytest.mark.parametrize("rows", [1, 3, 16, 64])
+@pytest.mark.parametrize("rows", [1, 16, *later(3, 64)])
 @pytest.mark.parametrize("units", [("k", "n"), ("k", "k"), ("m", "n")])
 def test_other_x86_machines(name: str, rows: int, units: tuple[str, str]) -> None:
     """Code for narrower vectors and older instructions computes the same (run on this host)."""

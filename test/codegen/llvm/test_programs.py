@@ -98,7 +98,7 @@ def run_random(seed: int, machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", ["host", "narrow"])
-@pytest.mark.parametrize("first", range(0, 80, 10))
+@pytest.mark.parametrize("first", range(0, 40, 10))
 def test_matches_interpreter(first: int, machine: str) -> None:
     for seed in range(first, first + 10):
         if machine == "host" or seed % 4 == 0:
@@ -106,7 +106,7 @@ def test_matches_interpreter(first: int, machine: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(80, 1000, 20))
+@pytest.mark.parametrize("first", range(40, 1000, 20))
 def test_matches_interpreter_more(first: int) -> None:
     for seed in range(first, first + 20):
         run_random(seed, ("host", "narrow")[seed // 2 % 2])

@@ -49,7 +49,7 @@ def random_config(seed: int, case: random_kernels.Case) -> Config:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("first", range(0, 60, 10))
+@pytest.mark.parametrize("first", range(0, 40, 10))
 def test_matches_interpreter(first: int, machine: str) -> None:
     for seed in range(first, first + 10):
         run_case(
@@ -61,7 +61,7 @@ def test_matches_interpreter(first: int, machine: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(60, 1000, 20))
+@pytest.mark.parametrize("first", range(40, 1000, 20))
 def test_matches_interpreter_more(first: int) -> None:
     for seed in range(first, first + 20):
         machine = ("host", "narrow")[seed % 2]
