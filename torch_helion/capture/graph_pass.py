@@ -116,13 +116,13 @@ class Stages:
 @functools.cache
 def default_stages() -> Stages:
     """The package's own stages."""
-    from torch_helion.capture import check, region_to_kernel, regions
+    from torch_helion.capture import check, contraction
     from torch_helion.compiler import compile_kernel
     from torch_helion.lowering import rows
 
     return Stages(
-        find_regions=regions.find_regions,
-        region_to_kernel=region_to_kernel.region_to_kernel,
+        find_regions=contraction.find_regions,
+        region_to_kernel=contraction.build_kernel,
         compile_kernel=compile_kernel,
         check=check.check_kernel,
         lowerings=rows.graph_lowerings(),
