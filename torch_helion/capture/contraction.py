@@ -26,7 +26,12 @@ from torch._ops import OpOverload
 from torch_helion import exc
 from torch_helion._logging import get_logger
 from torch_helion.capture import regions as map_reduce
-from torch_helion.capture.contraction_choice import Product, Tiles, library_is_as_fast
+from torch_helion.capture.contraction_choice import (
+    LIKELY_ROWS,
+    Product,
+    Tiles,
+    library_is_as_fast,
+)
 from torch_helion.capture.contraction_kernel import (
     EXTENTS,
     ContractionRegion,
@@ -97,8 +102,13 @@ class Finder:
         targets = {row.overload for row in product_rules.PRODUCTS}
         self.products = {n: None for n in self.graph.nodes if n.target in targets}
         self.units = Units(self.graph)
-        for region in self.regions:  # several may make one constant again
-            self.units.join(n for n in region.nodes if self.facts.kind(n) != "constant")
+        for region in self.regions:
+            if own := self._own(region):
+                self.units.join(own)
+
+    def _own(self, region: Region) -> list[fx.Node]:
+        """The nodes of a region that are no other region's: constants may be made again."""
+        return [n for n in region.nodes if self.facts.kind(n) != "constant"]
 
     def find(self) -> list[Region]:
         """All regions, those with products among them."""
@@ -128,9 +138,10 @@ class Finder:
         sizes = tuple(hint_of(size, self.hints) for size in (m, n, k))
         if None in sizes:
             return "its sizes have no likely values"
+        least = 1 if isinstance(m, int) else LIKELY_ROWS
         return Product(
             node.meta["val"].dtype,
-            sizes[0] or 0,
+            max(sizes[0] or 0, least),
             sizes[1] or 0,
             sizes[2] or 0,
             _unit(strides_of(a), "mk"),
@@ -208,13 +219,13 @@ class Finder:
         if why is not None:
             return why
         views = self._views(region, products)
-        own = [n for n in region.nodes if self.facts.kind(n) != "constant"]
+        own = self._own(region)
         for view in views:
             self.units.join((self._base(view), view))
         for node in products:
             if self.units.would_cycle(self.units.of(node), self.units.of(own[0])):
                 return "a path between it and what follows leads outside"
-        joined = self._region((*region.nodes, *products, *views), products, tiles)
+        joined = self._region((*region.nodes, *products, *views), products)
         if isinstance(joined, Region):
             self.units.join((*products, own[0]))
         return joined
@@ -222,15 +233,13 @@ class Finder:
     def _alone(self, node: fx.Node, product: Product) -> list[Region]:
         tiles = Tiles((product,), 0)
         why = library_is_as_fast(tiles)
-        found = why if why is not None else self._region((node,), (node,), tiles)
+        found = why if why is not None else self._region((node,), (node,))
         if isinstance(found, Region):
             return [found]
         self.reasons[node] = found
         return []
 
-    def _region(
-        self, nodes: Sequence[fx.Node], products: Sequence[fx.Node], tiles: Tiles
-    ) -> Region | str:
+    def _region(self, nodes: Sequence[fx.Node], products: Sequence[fx.Node]) -> Region | str:
         """The region of these nodes if its kernel can be built."""
         ordered = tuple(sorted(set(nodes), key=self.number.__getitem__))
         inside = set(ordered)
@@ -243,7 +252,6 @@ class Finder:
             kernel_name(computed),
             products=tuple(products),
             lowerings=self.rows,
-            likely=tiles.likely,
         )
         try:
             contraction_kernel(region)
@@ -281,5 +289,3 @@ def _unit(strides: Sequence[Any], names: str) -> str:
 def _is_dense(node: fx.Node) -> bool:
     value: torch.Tensor = node.meta["val"]
     return bool(value.is_contiguous())
-
-

@@ -1,16 +1,28 @@
-"""Which products are worth a kernel of ours: what was measured, as rules.
+"""Which products are worth a kernel of ours: what was measured on a kind of machine, as rules.
 
 In: the likely sizes, dtype and layouts of the products of a region, and how much follows them. Out:
-None, or why the library is as fast.
+None, or why the library is as fast. A machine that was not measured leaves products to the library.
+
+Rules are derived from sweeps of `benchmarks/operators/products.py`: single products against the
+library in the same process, interleaved; a class is ours where no size of it was slower.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from torch_helion.codegen.llvm.engine import host_machine
+from torch_helion import _hardware
+from torch_helion.codegen.llvm.engine import Machine, host_machine
+
+SMALL = 1 << 18
+"""Below so many operations a call is a few microseconds by either, and not worth compiling for."""
+LIKELY_ROWS = 128
+"""Least rows that a kernel is made for where their number is not known."""
+MOST_CORES = 16
+"""Nobody measured more."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +38,6 @@ class Product:
     a_unit: str
     b_unit: str
 
-    @property
-    def flops(self) -> float:
-        return 2.0 * self.m * self.n * self.k
-
 
 @dataclass(frozen=True)
 class Tiles:
@@ -38,15 +46,70 @@ class Tiles:
     products: tuple[Product, ...]
     following: int
 
-    @property
-    def likely(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.products[0].m, self.products[0].n
+
+@dataclass(frozen=True)
+class Class:
+    """Products that are ours: of up to so many rows, or of a small B, or with work behind them."""
+
+    rows: int = 0
+    matrix: int = 0
+    """Elements of B."""
+    inner: int = 0
+    """Length of the sums."""
+    followed: bool = False
+    """Whatever the sizes, where pointwise work follows."""
+
+    def holds(self, product: Product, following: int) -> bool:
+        return (
+            product.m <= self.rows
+            or product.n * product.k <= self.matrix
+            or product.k <= self.inner
+            or (self.followed and following > 0)
+        )
+
+
+ALL = Class(rows=1 << 40)
+ZEN4: Mapping[tuple[torch.dtype, str, str], Class] = {
+    (torch.float32, "k", "k"): ALL,
+    (torch.float32, "k", "n"): ALL,
+    (torch.float32, "m", "k"): Class(inner=512),
+    (torch.float32, "m", "n"): Class(inner=512),
+    (torch.bfloat16, "k", "k"): Class(rows=48, matrix=1 << 16, inner=64, followed=True),
+    (torch.bfloat16, "k", "n"): Class(rows=16, matrix=1 << 16, inner=64, followed=True),
+    (torch.bfloat16, "m", "k"): Class(rows=8, matrix=1 << 14),
+    (torch.bfloat16, "m", "n"): Class(rows=8, matrix=1 << 14),
+}
+"""By dtype and the dimension that lies side by side in A, in B (2 cores, against MKL, oneDNN)."""
+MEASURED = {"znver4": ZEN4, "znver5": ZEN4}
 
 
 def library_is_as_fast(tiles: Tiles) -> str | None:
     """Why these products should stay with the library; None if a kernel of ours is faster."""
-    machine = host_machine()
-    if machine.vector_bits != 512:
-        return "on this machine the library is as fast"
+    rules = _rules(host_machine())
+    if rules is None:
+        return "products were not measured on this kind of machine"
+    for product in tiles.products:
+        why = _why_not(product, tiles.following, rules)
+        if why is not None:
+            return why
     return None
+
+
+def _rules(machine: Machine) -> Mapping[tuple[torch.dtype, str, str], Class] | None:
+    if machine.vector_bits != 512 or _hardware.cores() > MOST_CORES:
+        return None
+    return MEASURED.get(_hardware.llvm_cpu())
+
+
+def _why_not(
+    product: Product, following: int, rules: Mapping[tuple[torch.dtype, str, str], Class]
+) -> str | None:
+    if product.dtype is torch.bfloat16 and not host_machine().has("avx512bf16"):
+        return "this machine has no products of bfloat16"
+    if product.dtype is torch.float32 and torch.get_float32_matmul_precision() == "medium":
+        return "the library may use bfloat16 for products of float32"
+    if 2 * product.m * product.n * product.k < SMALL:
+        return "a small product"
+    if rules[product.dtype, product.a_unit, product.b_unit].holds(product, following):
+        return None
+    return "the library is as fast for these sizes"

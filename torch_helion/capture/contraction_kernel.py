@@ -21,6 +21,7 @@ from torch_helion.capture import axes as axis_inference
 from torch_helion.capture.axes import Atom, Conflict, Space, refusal
 from torch_helion.capture.collapse import Region as Traced
 from torch_helion.capture.collapse import ordered_atoms, runs_of
+from torch_helion.capture.contraction_choice import LIKELY_ROWS
 from torch_helion.capture.emit import CollapseError, Emitted, Emitter
 from torch_helion.capture.node_facts import Facts
 from torch_helion.capture.region_to_kernel import (
@@ -49,8 +50,6 @@ class ContractionRegion(Region):
     products: tuple[fx.Node, ...] = ()
     lowerings: Mapping[OpOverload, Lowering] = field(default_factory=dict)
     """Rows for all nodes, those of products among them."""
-    likely: tuple[int, int] = (1, 1)
-    """Rows and columns."""
 
     @property
     def extents(self) -> tuple[int, tuple[int, ...]]:
@@ -119,7 +118,7 @@ def _build(region: ContractionRegion, hints: Mapping[sympy.Symbol, int]) -> Emit
             continue
         except (exc.VerifierError, RecursionError) as error:
             raise refusal(last, str(error)) from error
-        return _with_likely_sums(emitted)
+        return _with_likely_sizes(emitted)
     raise refusal(last, "an axis is needed that the kernel has not")
 
 
@@ -167,10 +166,15 @@ def _check_runs(region: ContractionRegion, space: Space, runs: Runs) -> None:
                 raise refusal(product, "its rows or columns are not one axis in memory")
 
 
-def _with_likely_sums(emitted: Emitted) -> Emitted:
-    """With one likely length for every sum."""
+def _with_likely_sizes(emitted: Emitted) -> Emitted:
+    """With one likely length for every sum, and many rows where their number is not known."""
     axes = emitted.kernel.axes()
     sums = {op.attrs["k"] for op in emitted.kernel.body.walk() if op.kind == "dot"}
     lengths = {axes[name].size for name in sums}
-    hints = {s: LIKELY_K if s in lengths else n for s, n in emitted.hints.items()}
+    hints = dict(emitted.hints)
+    for symbol, host in zip(emitted.kernel.sizes, emitted.sizes, strict=True):
+        if symbol in lengths:
+            hints[symbol] = LIKELY_K
+        elif not isinstance(host, int):
+            hints[symbol] = max(hints[symbol], LIKELY_ROWS)
     return Emitted(emitted.kernel, emitted.tensors, emitted.sizes, hints)

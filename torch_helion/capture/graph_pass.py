@@ -166,7 +166,9 @@ class HelionPass(inductor.GraphPass):
             if key is None:
                 return None
             users.append(key)
-        return ("torch_helion", fingerprint(), self.request.key, tuple(users))
+        # the precision decides which products are left to the library
+        precision = torch.get_float32_matmul_precision()
+        return ("torch_helion", fingerprint(), self.request.key, tuple(users), precision)
 
     def _run(self, graph: Graph, record: GraphRecord) -> None:
         strict = settings.current().strict

@@ -7,12 +7,14 @@ product is turned around (C^T = B^T · A^T) where the array's rows are the other
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from torch_helion.codegen.llvm import memory
+from torch_helion import exc
+from torch_helion.codegen.llvm import finish, memory
 from torch_helion.codegen.llvm.arrays import Array
 from torch_helion.codegen.llvm.dot import (
     Accumulator,
@@ -22,6 +24,7 @@ from torch_helion.codegen.llvm.dot import (
     emit_dot,
     scratch_bytes,
 )
+from torch_helion.codegen.llvm.dot_plan import plan as plan_of
 from torch_helion.codegen.llvm.frames import Frame
 from torch_helion.codegen.llvm.regions import RegionPlan
 from torch_helion.codegen.llvm.registers import Reg
@@ -134,6 +137,15 @@ def _product(program: Program, frame: Frame, op: Op, out: Array, zero: str) -> N
         (b.stride(k), b.stride(n_axis) if n_axis else "1"),
     )
     extents = tuple(program.tile_extent(frame, n) if n else "1" for n in (m_axis, n_axis, k))
+    done = None
+    sweep = program.finishes.get(op)
+    tiled = plan_of(spec, program.machine).form in ("panels", "direct")
+    if sweep is not None and tiled and m_axis is not None and n_axis is not None and not loops:
+        with contextlib.suppress(exc.CodegenError):  # then the sweep is done for the whole tile
+            done = finish.finish(program, frame, sweep, op.result, out, (m_axis, n_axis))
+    if done is not None:
+        del program.finishes[op]
+        spec = replace(spec, finish=True)
     scratch = program.static(frame, scratch_bytes(spec, program.machine), "packed")
     em = program.emitter(frame)
     batch = [
@@ -151,6 +163,7 @@ def _product(program: Program, frame: Frame, op: Op, out: Array, zero: str) -> N
         zero,
         scratch,
         batch,
+        done,
     )
 
 
