@@ -1,0 +1,194 @@
+"""Matrix products with what stands around them in models: linear layers, gated units, projections.
+
+What flows in: the options of ``benchmarks/harness.py``. What flows out: its table. The limit is the
+arithmetic at the FMA peak or the traffic at the measured bandwidth, whichever takes longer.
+
+    python benchmarks/operators/products.py --only linear --dtype float32 --threads 2
+    python benchmarks/operators/products.py --sweep float32 kn     # single products, for the rules
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from harness import DTYPES, Case, parser, run_suite, time_interleaved
+
+if True:  # torch is imported by the harness first, in the process with the right allocator
+    import torch
+    from torch.nn import functional as F
+
+LINEAR = [
+    (1024, 384, 1536),
+    (512, 768, 3072),
+    (2048, 1024, 4096),
+    (64, 768, 3072),
+    (16, 768, 3072),
+    (1, 768, 3072),
+]
+"""Rows, inputs, outputs."""
+WIDE = [(1, 4096, 4096), (16, 4096, 4096)]
+"""Weights that no cache holds."""
+GATED = [(512, 768, 2048), (2048, 1024, 2816), (16, 768, 2048)]
+
+
+def linear_gelu(x, w, b):
+    return F.gelu(F.linear(x, w, b))
+
+
+def linear(x, w, b):
+    return F.linear(x, w, b)
+
+
+def linear_residual(x, w, b, residual):
+    return F.linear(x, w, b) + residual
+
+
+def gated(x, w, u):
+    return F.silu(F.linear(x, w)) * F.linear(x, u)
+
+
+def mlp(x, w, b, v, c):
+    return F.linear(F.gelu(F.linear(x, w, b)), v, c)
+
+
+def _linear(function: Callable[..., Any], m: int, k: int, n: int, dtype: str, **more: Any) -> Case:
+    size = DTYPES[dtype].itemsize
+
+    def make() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        x, w, b = (torch.randn(s) for s in ((m, k), (n, k), (n,)))
+        args = [t.to(DTYPES[dtype]) for t in (x, w / k**0.5, b)]
+        if function is linear_residual:
+            args.append(torch.randn(m, n).to(DTYPES[dtype]))
+        if more.get("train"):
+            args = [t.requires_grad_() for t in args]
+        return function, tuple(args)
+
+    passes = 3 if more.get("train") else 1
+    return Case(
+        f"{function.__name__} {m}x{k}x{n}",
+        "small" if m < 128 else "large",
+        dtype,
+        make,
+        read=size * (m * k + k * n),
+        written=size * m * n,
+        flops=2.0 * m * k * n * passes,
+        **more,
+    )
+
+
+def _gated(m: int, k: int, n: int, dtype: str) -> Case:
+    def make() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        x, w, u = torch.randn(m, k), torch.randn(n, k) / k**0.5, torch.randn(n, k) / k**0.5
+        return gated, tuple(t.to(DTYPES[dtype]) for t in (x, w, u))
+
+    size = DTYPES[dtype].itemsize
+    return Case(
+        f"gated {m}x{k}x{n}",
+        "small" if m < 128 else "large",
+        dtype,
+        make,
+        read=size * (m * k + 2 * k * n),
+        written=size * m * n,
+        flops=4.0 * m * k * n,
+    )
+
+
+def _mlp(m: int, k: int, n: int, dtype: str, train: bool) -> Case:
+    def make() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        shapes = ((m, k), (n, k), (n,), (k, n), (k,))
+        args = [torch.randn(s) * 0.05 for s in shapes]
+        return mlp, tuple(t.to(DTYPES[dtype]).requires_grad_(train) for t in args)
+
+    size = DTYPES[dtype].itemsize
+    return Case(
+        f"mlp {'training ' if train else ''}{m}x{k}x{n}",
+        "large",
+        dtype,
+        make,
+        read=size * (m * k + 2 * k * n),
+        written=size * m * k,
+        flops=4.0 * m * k * n * (3 if train else 1),
+        train=train,
+    )
+
+
+def cases() -> list[Case]:
+    found = []
+    for dtype in DTYPES:
+        found += [_linear(linear_gelu, *shape, dtype) for shape in LINEAR]
+        found += [_linear(linear, *shape, dtype) for shape in (*LINEAR, *WIDE)]
+        found += [_linear(linear_residual, *shape, dtype) for shape in LINEAR[:2]]
+        found += [_gated(*shape, dtype) for shape in GATED]
+        found += [_mlp(512, 768, 3072, dtype, train) for train in (False, True)]
+    return found
+
+
+# -- single products, against the library -----------------------------------------------------
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 256, 1024)
+MATRICES = ((64, 64), (64, 256), (256, 64), (256, 256), (768, 768), (768, 3072), (3072, 768))
+
+
+def sweep(dtype: str, layout: str) -> None:
+    """What the rules of ``capture/contraction_choice.py`` are derived from.
+
+    ``layout``: the dimension whose elements lie side by side, of A (k or m), then of B (k or n).
+    """
+    for m in ROWS:
+        for k, n in MATRICES:
+            a = torch.randn(m, k) if layout[0] == "k" else torch.randn(k, m).t()
+            b = torch.randn(k, n) if layout[1] == "n" else torch.randn(n, k).t()
+            a, b = (t.to(DTYPES[dtype]) for t in (a, b))
+            out, other = torch.empty(2, m, n, dtype=DTYPES[dtype])
+            ours = _own(a, b, other)
+            samples = time_interleaved(
+                {"library": lambda: torch.mm(a, b, out=out), "ours": ours}, 0.1
+            )  # noqa: B023
+            low = {name: sorted(times)[len(times) // 10] for name, times in samples.items()}
+            rates = " ".join(f"{w} {2e-9 * m * n * k / t:4.0f}" for w, t in low.items())
+            ratio = low["library"] / low["ours"]
+            print(f"{dtype} {layout} {m:5} {k:5} {n:5}  {rates} GFLOP/s  {ratio:.2f}", flush=True)
+
+
+def _own(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Callable[[], object]:
+    """A kernel of one product, made as capture makes it."""
+    from torch_helion.compiler import compile_kernel, load_kernel
+    from torch_helion.ir.builder import Builder
+    from torch_helion.ir.types import Affine
+
+    builder = Builder("product")
+    sizes = dict(zip("mnk", (a.shape[0], b.shape[1], a.shape[1]), strict=True))
+    m, n, k = (builder.size(name) for name in sizes)
+    left = builder.buffer("a", a.dtype, (m, k), (k, 1) if a.stride(1) == 1 else (1, m))
+    right = builder.buffer("b", b.dtype, (k, n), (n, 1) if b.stride(1) == 1 else (1, k))
+    target = builder.buffer("out", out.dtype, (m, n), (n, 1), "out")
+    i, j, inner = builder.axis("m", m), builder.axis("n", n), builder.axis("k", k, "full")
+    at = Affine.of
+    with builder.grid(i, j):
+        x, y = builder.load(left, [at(i), at(inner)]), builder.load(right, [at(inner), at(j)])
+        value = builder.dot(x, y, inner, torch.float32)
+        builder.store(target, [at(i), at(j)], builder.cast(value, out.dtype))
+    kernel = builder.build()
+    hints = {m: sizes["m"], n: sizes["n"], k: 1024}
+    run = load_kernel(compile_kernel(kernel, hints))
+    return lambda: run(a, b, out, *sizes.values())
+
+
+def main() -> int:
+    options: argparse.ArgumentParser = parser(__doc__ or "")
+    options.add_argument("--sweep", nargs=2, metavar=("DTYPE", "LAYOUT"), help="single products")
+    args = options.parse_args()
+    if args.sweep:
+        sweep(*args.sweep)
+        return 0
+    return run_suite("products", cases(), args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
