@@ -118,6 +118,28 @@ def _mlp(m: int, k: int, n: int, dtype: str, train: bool) -> Case:
     )
 
 
+def bytes_linear(x, q, scale):
+    return F.linear(x, q.to(x.dtype)) * scale
+
+
+def _bytes(m: int, k: int, n: int, dtype: str) -> Case:
+    def make() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        x, scale = torch.randn(m, k), torch.rand(n) * 0.01
+        q = torch.randint(-127, 128, (n, k)).to(torch.int8)
+        return bytes_linear, (x.to(DTYPES[dtype]), q, scale.to(DTYPES[dtype]))
+
+    size = DTYPES[dtype].itemsize
+    return Case(
+        f"linear of bytes {m}x{k}x{n}",
+        "small",
+        dtype,
+        make,
+        read=size * m * k + k * n,
+        written=size * m * n,
+        flops=2.0 * m * k * n,
+    )
+
+
 def cases() -> list[Case]:
     found = []
     for dtype in DTYPES:
@@ -125,6 +147,7 @@ def cases() -> list[Case]:
         found += [_linear(linear, *shape, dtype) for shape in (*LINEAR, *WIDE)]
         found += [_linear(linear_residual, *shape, dtype) for shape in LINEAR[:2]]
         found += [_gated(*shape, dtype) for shape in GATED]
+        found += [_bytes(m, 4096, 4096, dtype) for m in (1, 16)]
         found += [_mlp(512, 768, 3072, dtype, train) for train in (False, True)]
     return found
 
@@ -149,7 +172,7 @@ def sweep(dtype: str, layout: str) -> None:
             ours = _own(a, b, other)
             samples = time_interleaved(
                 {"library": lambda: torch.mm(a, b, out=out), "ours": ours}, 0.1
-            )  # noqa: B023
+            )
             low = {name: sorted(times)[len(times) // 10] for name, times in samples.items()}
             rates = " ".join(f"{w} {2e-9 * m * n * k / t:4.0f}" for w, t in low.items())
             ratio = low["library"] / low["ours"]

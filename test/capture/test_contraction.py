@@ -173,6 +173,49 @@ def test_a_product_that_others_need_is_stored_too(ours: None) -> None:
     assert kernels(graphs) == [["mm"]]
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("rows", [1, 7, 20])
+@pytest.mark.parametrize("small", [torch.int8, torch.uint8])
+def test_weights_of_bytes_are_read_as_bytes(
+    ours: None, small: torch.dtype, rows: int, dtype: torch.dtype
+) -> None:
+    """Converted where they are multiplied, whichever way the program turns them."""
+    (x, scale) = tensors((rows, 67), (83,), dtype=dtype)
+    weight = torch.randint(0, 255, (83, 67)).to(small)
+
+    def before(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, q.to(x.dtype)) * scale
+
+    def after(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return (x @ q.t().to(x.dtype)) * scale
+
+    for fn in (before, after):
+        graphs = compare(fn, x, weight, scale)
+        assert kernels(graphs) == [["mm"]]
+        (kernel,) = (r.kernel for g in graphs for r in g.regions)
+        assert [b.dtype for b in kernel.arguments].count(small) == 1
+        assert not any(g.left for g in graphs)
+        torch._dynamo.reset()
+
+
+NOT_BYTES: dict[str, Callable[..., Any]] = {
+    "needed twice": lambda x, q: (x @ q.to(x.dtype), q.to(x.dtype) + 1),
+    "wide integers": lambda x, q: x @ q.to(torch.int32).to(x.dtype),
+    "scaled first": lambda x, q: x @ (q.to(x.dtype) * 0.5),
+    "on the left": lambda x, q: q.to(x.dtype) @ x.t(),
+}
+
+
+@pytest.mark.parametrize("name", NOT_BYTES)
+def test_conversions_that_stay_where_they_are(ours: None, name: str) -> None:
+    graphs = compare(
+        NOT_BYTES[name], torch.randn(9, 40), torch.randint(-9, 9, (40, 40)).to(torch.int8)
+    )
+    assert kernels([g for g in graphs])[-1:] != []
+    for region in (r for g in graphs for r in g.regions if "mm" in r.name):
+        assert torch.int8 not in [b.dtype for b in region.kernel.arguments]
+
+
 def test_layers_share_a_kernel(ours: None) -> None:
     def fn(x: torch.Tensor, *layers: torch.Tensor) -> torch.Tensor:
         for weight, bias in zip(layers[::2], layers[1::2], strict=True):
@@ -327,6 +370,12 @@ def test_bfloat16_is_ours_with_few_rows_or_with_work_behind_it(measured: None) -
     assert library_is_as_fast(tiles(1024, 768, 768, BF16)) is not None
     assert library_is_as_fast(tiles(1024, 768, 768, BF16, following=3)) is None
     assert library_is_as_fast(tiles(16, 768, 768, BF16)) is None
+
+
+def test_bytes_are_ours_with_few_rows(measured: None) -> None:
+    few, many = (Product(BF16, m, 768, 768, "k", "k", bytes=True) for m in (1, 512))
+    assert library_is_as_fast(Tiles((few,), 1)) is None
+    assert library_is_as_fast(Tiles((many,), 1)) is not None
 
 
 def test_gradients_of_weights_with_long_sums_are_the_librarys(measured: None) -> None:

@@ -57,6 +57,9 @@ __all__ = ["EXTENTS", "ContractionRegion", "build_kernel", "find_regions"]
 
 logger = get_logger("fusion")
 
+aten, prims = torch.ops.aten, torch.ops.prims
+CONVERSIONS = (prims.convert_element_type.default, aten._to_copy.default)
+BYTES = (torch.int8, torch.uint8)
 MAX_PRODUCTS = 2
 """Of one region: the gate and the input of a gated unit."""
 
@@ -101,6 +104,8 @@ class Finder:
         self.facts = Facts(self.rows)
         targets = {row.overload for row in product_rules.PRODUCTS}
         self.products = {n: None for n in self.graph.nodes if n.target in targets}
+        self.conversions: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        """Of products that are to convert their second operand: that conversion, and views."""
         self.units = Units(self.graph)
         for region in self.regions:
             if own := self._own(region):
@@ -139,6 +144,9 @@ class Finder:
         if None in sizes:
             return "its sizes have no likely values"
         least = 1 if isinstance(m, int) else LIKELY_ROWS
+        conversion = self._conversion(node, b)
+        if conversion:
+            self.conversions[node] = conversion
         return Product(
             node.meta["val"].dtype,
             max(sizes[0] or 0, least),
@@ -146,7 +154,26 @@ class Finder:
             sizes[2] or 0,
             _unit(strides_of(a), "mk"),
             _unit(strides_of(b), "kn"),
+            bool(conversion),
         )
+
+    def _conversion(self, product: fx.Node, operand: fx.Node) -> tuple[fx.Node, ...]:
+        """The conversion of bytes that makes an operand of this product only, and views of it."""
+        found: list[fx.Node] = []
+        user = product
+        while set(operand.users) == {user}:
+            found.append(operand)
+            if operand.target in CONVERSIONS:
+                source = self.facts.operands(operand)[0][1]
+                right = operand.meta["val"].dtype is product.meta["val"].dtype
+                small = source.meta["val"].dtype in BYTES
+                supported = self.facts.kind(operand) == "compute"
+                lone = all(operand not in region.nodes for region in self.regions)
+                return tuple(found) if right and small and supported and lone else ()
+            if not self.facts.is_view(operand):
+                return ()
+            user, operand = operand, self.facts.operands(operand)[0][1]
+        return ()
 
     def _unsupported(self, node: fx.Node) -> str | None:
         operands = [operand for _, operand in self.facts.operands(node)]
@@ -241,7 +268,8 @@ class Finder:
 
     def _region(self, nodes: Sequence[fx.Node], products: Sequence[fx.Node]) -> Region | str:
         """The region of these nodes if its kernel can be built."""
-        ordered = tuple(sorted(set(nodes), key=self.number.__getitem__))
+        prologue = [n for p in products for n in self.conversions.get(p, ())]
+        ordered = tuple(sorted({*nodes, *prologue}, key=self.number.__getitem__))
         inside = set(ordered)
         constants = {n for n in inside if self.facts.kind(n) == "constant"}
         computed = [n for n in ordered if self.facts.kind(n) in ("compute", "move")]
@@ -251,6 +279,7 @@ class Finder:
             tuple(n for n in self._outputs(ordered, inside) if n not in constants),
             kernel_name(computed),
             products=tuple(products),
+            prologue=frozenset(prologue),
             lowerings=self.rows,
         )
         try:

@@ -21,6 +21,8 @@ SMALL = 1 << 18
 """Below so many operations a call is a few microseconds by either, and not worth compiling for."""
 LIKELY_ROWS = 128
 """Least rows that a kernel is made for where their number is not known."""
+BYTES_ROWS = 32
+"""Rows up to which a converted B is not worth storing: it is read once, and a quarter as long."""
 MOST_CORES = 16
 """Nobody measured more."""
 
@@ -37,6 +39,8 @@ class Product:
     k: int
     a_unit: str
     b_unit: str
+    bytes: bool = False
+    """Whether B is converted from integers of eight bits, by an operation of the graph."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ def _why_not(
         return "the library may use bfloat16 for products of float32"
     if 2 * product.m * product.n * product.k < SMALL:
         return "a small product"
+    if product.bytes:
+        return None if product.m <= BYTES_ROWS else "many rows: a converted matrix is stored once"
     if rules[product.dtype, product.a_unit, product.b_unit].holds(product, following):
         return None
     return "the library is as fast for these sizes"

@@ -48,6 +48,8 @@ class ContractionRegion(Region):
     """A region that computes products."""
 
     products: tuple[fx.Node, ...] = ()
+    prologue: frozenset[fx.Node] = frozenset()
+    """Nodes that compute operands of products."""
     lowerings: Mapping[OpOverload, Lowering] = field(default_factory=dict)
     """Rows for all nodes, those of products among them."""
 
@@ -134,6 +136,8 @@ def _template(region: ContractionRegion, facts: Facts, space: Space) -> Template
         elif facts.kind(node) == "move":
             raise refusal(node, "elements are moved after a product")
     for node in region.nodes:
+        if node in region.prologue:
+            continue
         atoms = frozenset(space.atoms(node)) if node in space.dims else frozenset()
         if not atoms <= grid:
             raise refusal(node, "it has an axis that the product has not")

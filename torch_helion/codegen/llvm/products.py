@@ -8,6 +8,7 @@ product is turned around (C^T = B^T · A^T) where the array's rows are the other
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from torch_helion.codegen.llvm.dot import (
     emit_dot,
     scratch_bytes,
 )
+from torch_helion.codegen.llvm.dot_plan import INTEGERS
 from torch_helion.codegen.llvm.dot_plan import plan as plan_of
 from torch_helion.codegen.llvm.frames import Frame
 from torch_helion.codegen.llvm.regions import RegionPlan
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 UNKNOWN_EXTENT = 1 << 20
 PICOSECONDS_PER_PRODUCT = 17
+EXACT_FOR_BYTES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Floats that hold every integer of eight bits."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,17 @@ class View:
         return self.strides.get(axis or "", "0")
 
 
+def below_conversion(producer: Callable[[Value], Op | None], value: Value) -> Value:
+    """The bytes that a floating value is converted from, exactly; else the value itself."""
+    inner = value
+    while inner.type.dtype in EXACT_FOR_BYTES:
+        op = producer(inner)
+        if op is None or op.kind != "cast":
+            break
+        (inner,) = op.operands
+    return inner if inner.type.dtype in INTEGERS else value
+
+
 def view(program: Program, frame: Frame, op: Op, value: Value) -> View:
     """An operand of a dot."""
     dtype = value.type.dtype
@@ -62,7 +77,8 @@ def view(program: Program, frame: Frame, op: Op, value: Value) -> View:
         program.slots.append(f"  {slot} = alloca {storage_type(dtype)}")
         frame.line(f"store {storage_type(dtype)} {program.scalar(frame, value)}, ptr {slot}")
         return View(slot, {}, dtype)
-    load = program.producer[value]
+    value = program.loaded(op, value)
+    load, dtype = program.producer[value], value.type.dtype
     em = program.emitter(frame)
     for name in program.looped_axes(value):
         em.index.setdefault(name, "0")

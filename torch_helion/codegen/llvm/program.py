@@ -284,9 +284,17 @@ class Program:
             self.direct,
         )
 
+    def loaded(self, op: Op, value: Value) -> Value:
+        """What a dot reads for an operand: bytes below their conversion, which is exact."""
+        other = op.operands[1 if value is op.operands[0] else 0]
+        inner = products.below_conversion(self.producer.get, value)
+        if inner is value or products.below_conversion(self.producer.get, other) is not other:
+            return value
+        return inner
+
     def direct(self, op: Op, value: Value) -> bool:
         """Whether a dot can read an operand where its load would."""
-        load = self.producer[value]
+        load = self.producer[self.loaded(op, value)]
         if load.kind != "load" or load.attrs["buffer"] in self.mutable:
             return False
         if load.attrs["masked"] or load.attrs["checked"] or load.attrs.get("stacked"):
