@@ -10,6 +10,7 @@ arithmetic at the FMA peak or the traffic at the measured bandwidth, whichever t
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import sys
 from collections.abc import Callable
@@ -170,9 +171,8 @@ def sweep(dtype: str, layout: str) -> None:
             a, b = (t.to(DTYPES[dtype]) for t in (a, b))
             out, other = torch.empty(2, m, n, dtype=DTYPES[dtype])
             ours = _own(a, b, other)
-            samples = time_interleaved(
-                {"library": lambda: torch.mm(a, b, out=out), "ours": ours}, 0.1
-            )
+            library = functools.partial(torch.mm, a, b, out=out)
+            samples = time_interleaved({"library": library, "ours": ours}, 0.1)
             low = {name: sorted(times)[len(times) // 10] for name, times in samples.items()}
             rates = " ".join(f"{w} {2e-9 * m * n * k / t:4.0f}" for w, t in low.items())
             ratio = low["library"] / low["ours"]
