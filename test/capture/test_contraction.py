@@ -387,11 +387,15 @@ def test_small_products_are_the_librarys(measured: None) -> None:
     assert library_is_as_fast(tiles(16, 64, 64)) == "a small product"
 
 
-def test_lower_precision_of_the_library_is_respected(measured: None) -> None:
+@pytest.mark.parametrize(("name", "precision"), [("medium", "bf16"), ("high", "tf32")])
+def test_lower_precision_of_the_library_is_respected(
+    measured: None, name: str, precision: str
+) -> None:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(name)
     try:
-        assert "bfloat16" in str(library_is_as_fast(tiles(512, 768, 768)))
+        assert precision in str(library_is_as_fast(tiles(512, 768, 768)))
+        assert library_is_as_fast(tiles(16, 768, 768, BF16)) is None
     finally:
         torch.set_float32_matmul_precision(before)
 

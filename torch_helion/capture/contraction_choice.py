@@ -99,6 +99,12 @@ def library_is_as_fast(tiles: Tiles) -> str | None:
     return None
 
 
+def library_precision() -> str:
+    """What the library may compute products of float32 in ("none": in float32)."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    return str(getattr(matmul, "fp32_precision", "none"))
+
+
 def _rules(machine: Machine) -> Mapping[tuple[torch.dtype, str, str], Class] | None:
     if machine.vector_bits != 512 or _hardware.cores() > MOST_CORES:
         return None
@@ -110,8 +116,8 @@ def _why_not(
 ) -> str | None:
     if product.dtype is torch.bfloat16 and not host_machine().has("avx512bf16"):
         return "this machine has no products of bfloat16"
-    if product.dtype is torch.float32 and torch.get_float32_matmul_precision() == "medium":
-        return "the library may use bfloat16 for products of float32"
+    if product.dtype is torch.float32 and library_precision() not in ("none", "ieee"):
+        return f"the library may compute products of float32 in {library_precision()}"
     if 2 * product.m * product.n * product.k < SMALL:
         return "a small product"
     if product.bytes:

@@ -159,6 +159,7 @@ def _product(facts: _Facts, op: Op) -> None:
         facts.machine,
         b_unit=_unit(facts, op.operands[1], k),
         computed=computed,
+        results=_alike(facts, op),
     )
     for name, size in zip((m, n, k), found, strict=True):
         if name in facts.grid and name == k:
@@ -167,6 +168,13 @@ def _product(facts: _Facts, op: Op) -> None:
             facts.choose(name, size)
     for name in (*rows, *columns):
         facts.choose(name, 1)
+
+
+def _alike(facts: _Facts, op: Op) -> int:
+    """How many products of a step have the rows and columns of this one."""
+    axes = op.result.type.axis_names
+    dots = (o for o in facts.phase.regions[0].walk() if o.kind == "dot")
+    return sum(o.result.type.axis_names == axes for o in dots)
 
 
 def _last(facts: _Facts, names: Iterable[str]) -> str | None:
