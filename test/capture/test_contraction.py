@@ -248,6 +248,22 @@ def test_training(ours: None) -> None:
     assert sum(len(found) for found in kernels(graphs)) == 6
 
 
+def test_dropout_after_a_product_drops_the_same_in_the_backward(ours: None) -> None:
+    def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.dropout(F.linear(x, w), 0.5, training=True)
+
+    x, w = tensors((20, 67), (83, 67))
+    w.requires_grad_()
+    with _testing.recorded_graphs() as graphs:
+        out = torch.compile(fn, backend="helion")(x, w)
+        (grad,) = torch.autograd.grad(out.sum(), [w])
+    kept = (out != 0).to(F32)
+    assert 0.3 < kept.mean() < 0.7
+    torch.testing.assert_close(out, F.linear(x, w) * kept * 2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(grad, (2 * kept).t() @ x, rtol=1e-4, atol=1e-4)
+    assert kernels(graphs)[0] == ["mm"]
+
+
 # -- what is left -----------------------------------------------------------------------------
 
 LEFT: dict[str, tuple[Callable[..., Any], list[torch.Tensor], str]] = {

@@ -48,12 +48,12 @@ def sweep_of(program: Program, plan: RegionPlan, results: Sequence[Value]) -> in
     axes = set(program.looped_axes(value))
     if len(axes) != 2 or sweep.axes != axes or any(n not in program.blocks for n in axes):
         return None
-    if any(_is_placed(program, op) for op in _computed(program, sweep, axes)):
+    if any(_is_placed(program, op) for op in _computed(program, sweep)):
         return None
     return last
 
 
-def _computed(program: Program, sweep: Sweep, axes: set[str]) -> list[Op]:
+def _computed(program: Program, sweep: Sweep) -> list[Op]:
     """The operations that the sweep does itself."""
     found: dict[Op, None] = {}
     work = list(sweep.sinks)
@@ -86,8 +86,11 @@ def finish(
     program: Program, frame: Frame, sweep: Sweep, value: Value, out: Array, axes: tuple[str, str]
 ) -> Finish | None:
     """Print the function for a product's result; None where it cannot be."""
-    homes = {v: a for v, a in program.homes.items() if _reads(program, sweep, v)}
+    read = {v for op in _computed(program, sweep) for v in op.operands}
+    homes = {v: a for v, a in program.homes.items() if v in read}
     homes[value] = out
+    if any(program.producer[v].kind == "home" and v not in homes for v in read):
+        return None  # it is in a register of the phase's function
     if not all(_is_static(a, axes) for a in homes.values()):
         return None
     names = Names(dict.fromkeys(_NAMES.split(), 1))
@@ -114,10 +117,6 @@ def finish(
         *(("ptr", a.pointer) for a in homes.values()),
     ]  # fmt: skip
     return Finish(symbol, _handed_on(program, frame, words))
-
-
-def _reads(program: Program, sweep: Sweep, value: Value) -> bool:
-    return any(value in op.operands for op in _computed(program, sweep, set()))
 
 
 def _is_static(array: Array, axes: tuple[str, str]) -> bool:
