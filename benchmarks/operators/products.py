@@ -24,6 +24,8 @@ if True:  # torch is imported by the harness first, in the process with the righ
     import torch
     from torch.nn import functional as F
 
+    from torch_helion.capture.contraction_measure import own_product
+
 LINEAR = [
     (1024, 384, 1536),
     (512, 768, 3072),
@@ -170,37 +172,13 @@ def sweep(dtype: str, layout: str) -> None:
             b = torch.randn(k, n) if layout[1] == "n" else torch.randn(n, k).t()
             a, b = (t.to(DTYPES[dtype]) for t in (a, b))
             out, other = torch.empty(2, m, n, dtype=DTYPES[dtype])
-            ours = _own(a, b, other)
+            ours = own_product(a, b, other)
             library = functools.partial(torch.mm, a, b, out=out)
             samples = time_interleaved({"library": library, "ours": ours}, 0.1)
             low = {name: sorted(times)[len(times) // 10] for name, times in samples.items()}
             rates = " ".join(f"{w} {2e-9 * m * n * k / t:4.0f}" for w, t in low.items())
             ratio = low["library"] / low["ours"]
             print(f"{dtype} {layout} {m:5} {k:5} {n:5}  {rates} GFLOP/s  {ratio:.2f}", flush=True)
-
-
-def _own(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Callable[[], object]:
-    """A kernel of one product, made as capture makes it."""
-    from torch_helion.compiler import compile_kernel, load_kernel
-    from torch_helion.ir.builder import Builder
-    from torch_helion.ir.types import Affine
-
-    builder = Builder("product")
-    sizes = dict(zip("mnk", (a.shape[0], b.shape[1], a.shape[1]), strict=True))
-    m, n, k = (builder.size(name) for name in sizes)
-    left = builder.buffer("a", a.dtype, (m, k), (k, 1) if a.stride(1) == 1 else (1, m))
-    right = builder.buffer("b", b.dtype, (k, n), (n, 1) if b.stride(1) == 1 else (1, k))
-    target = builder.buffer("out", out.dtype, (m, n), (n, 1), "out")
-    i, j, inner = builder.axis("m", m), builder.axis("n", n), builder.axis("k", k, "full")
-    at = Affine.of
-    with builder.grid(i, j):
-        x, y = builder.load(left, [at(i), at(inner)]), builder.load(right, [at(inner), at(j)])
-        value = builder.dot(x, y, inner, torch.float32)
-        builder.store(target, [at(i), at(j)], builder.cast(value, out.dtype))
-    kernel = builder.build()
-    hints = {m: sizes["m"], n: sizes["n"], k: 1024}
-    run = load_kernel(compile_kernel(kernel, hints))
-    return lambda: run(a, b, out, *sizes.values())
 
 
 def main() -> int:

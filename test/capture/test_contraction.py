@@ -15,9 +15,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_helion import _hardware, _testing
-from torch_helion.capture import contraction, contraction_choice, inductor_compat
-from torch_helion.capture.contraction_choice import Product, Tiles, library_is_as_fast
+from torch_helion.capture import (
+    contraction,
+    contraction_choice,
+    contraction_measure,
+    inductor_compat,
+)
+from torch_helion.capture.contraction_choice import Class, Product, Tiles, library_is_as_fast
+from torch_helion.capture.contraction_measure import Sample, derive
 from torch_helion.capture.graph_pass import GraphRecord
+from torch_helion.runtime import artifact_cache
 
 F32, BF16 = torch.float32, torch.bfloat16
 
@@ -416,6 +423,61 @@ def test_lower_precision_of_the_library_is_respected(
         torch.set_float32_matmul_precision(before)
 
 
-def test_other_machines_leave_products_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def another(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine without a table, on which nothing was measured yet."""
     monkeypatch.setattr(_hardware, "llvm_cpu", lambda: "another")
+    monkeypatch.setattr(contraction_choice, "_machine_key", lambda: "0" * 64)
+    contraction_choice.recorded.cache_clear()
+    yield
+    artifact_cache.put("products", "0" * 64, b"")
+    contraction_choice.recorded.cache_clear()
+
+
+def test_other_machines_leave_products_to_the_library(another: None) -> None:
     assert "not measured" in str(library_is_as_fast(tiles(512, 768, 768)))
+
+
+def test_what_was_measured_is_remembered(another: None) -> None:
+    before = contraction_choice.choice_key()
+    contraction_choice.record({(F32, "k", "k"): Class(rows=64), (BF16, "k", "n"): Class(matrix=9)})
+    assert library_is_as_fast(tiles(64, 768, 768)) is None
+    assert library_is_as_fast(tiles(65, 768, 768)) is not None
+    assert library_is_as_fast(tiles(16, 768, 768, units="mn")) is not None, "not measured"
+    assert contraction_choice.choice_key() != before
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b'[["float32", "k", "k", {"columns": 3}]]'])
+def test_rules_that_cannot_be_read_are_none(another: None, data: bytes) -> None:
+    artifact_cache.put("products", "0" * 64, data)
+    contraction_choice.recorded.cache_clear()
+    assert library_is_as_fast(tiles(64, 768, 768)) is not None
+
+
+def test_rules_from_samples() -> None:
+    def samples(*losing: tuple[int, int]) -> list[Sample]:
+        sizes = [(m, k, n) for m in (1, 16, 256) for k, n in ((64, 64), (64, 256), (768, 768))]
+        return [Sample(m, k, n, 0.9 if (m, k * n) in losing else 1.2) for m, k, n in sizes]
+
+    assert derive(samples()) == contraction_choice.ALL
+    assert derive(samples((256, 768 * 768))) == Class(rows=16, matrix=64 * 256)
+    assert derive(samples((16, 64 * 256))) == Class(rows=1, matrix=64 * 64)
+    assert derive(samples((1, 64 * 64))) == Class()
+
+
+def test_measuring_runs(monkeypatch: pytest.MonkeyPatch, another: None) -> None:
+    monkeypatch.setattr(contraction_measure, "ROWS", (3,))
+    monkeypatch.setattr(contraction_measure, "MATRICES", ((40, 24),))
+    monkeypatch.setattr(contraction_measure, "SECONDS", 0.0)
+    assert contraction_measure.main() == 0
+    found = contraction_choice.recorded()
+    assert found is not None and set(found) == set(contraction_measure.keys())
+
+
+@pytest.mark.parametrize("units", ["kk", "kn", "mk", "mn"])
+def test_a_product_that_is_measured_is_right(units: str) -> None:
+    a = torch.randn(33, 21) if units[0] == "k" else torch.randn(21, 33).t()
+    b = torch.randn(21, 18) if units[1] == "n" else torch.randn(18, 21).t()
+    out = torch.empty(33, 18)
+    contraction_measure.own_product(a, b, out)()
+    torch.testing.assert_close(out, a @ b, rtol=1e-4, atol=1e-4)

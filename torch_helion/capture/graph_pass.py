@@ -33,7 +33,7 @@ from torch.fx import Graph, Node
 from torch_helion import _hardware, _logging, exc, settings
 from torch_helion.capture import host_faults
 from torch_helion.capture import inductor_compat as inductor
-from torch_helion.capture.contraction_choice import library_precision
+from torch_helion.capture.contraction_choice import choice_key
 from torch_helion.capture.in_place import fold_copies
 from torch_helion.capture.node import KernelCall, RandomCall, new_random_numbers
 from torch_helion.capture.options import Request
@@ -167,8 +167,7 @@ class HelionPass(inductor.GraphPass):
             if key is None:
                 return None
             users.append(key)
-        # the precision decides which products are left to the library
-        return ("torch_helion", fingerprint(), self.request.key, tuple(users), library_precision())
+        return ("torch_helion", fingerprint(), self.request.key, tuple(users), choice_key())
 
     def _run(self, graph: Graph, record: GraphRecord) -> None:
         strict = settings.current().strict
