@@ -177,6 +177,8 @@ def space_of(facts: Facts, node: fx.Node) -> Space:
     row = facts.row(node)
     if row.kind in ("view", "gather"):
         _relate_reads(space, facts, node, row)
+    elif row.kind == "product":
+        _relate_product(space, facts, node)
     elif row.whole is not None:
         _relate_reduction(space, facts, node, row)
     else:
@@ -232,6 +234,19 @@ def _relate_reduction(space: Space, facts: Facts, node: fx.Node, row: Lowering) 
         space.dims[output] = _reduced(space, shape, dims, folded, shape_of(output))
     for path, other in others:
         space.dims[node, path] = _broadcast(space, shape, dims, shape_of(other))
+
+
+def _relate_product(space: Space, facts: Facts, node: fx.Node) -> None:
+    """Rows of the last but one operand, columns of the last; what they share is folded."""
+    *others, (left, _), (right, b) = facts.operands(node)
+    shape = shape_of(node)
+    rows, columns = space.fresh_dims(shape)
+    (inner,) = space.fresh_dims(shape_of(b)[:1])
+    space.dims[node] = (rows, columns)
+    space.dims[node, left], space.dims[node, right] = (rows, inner), (inner, columns)
+    space.folded[node] = inner
+    for path, other in others:
+        space.dims[node, path] = _broadcast(space, shape, (rows, columns), shape_of(other))
 
 
 def whole_dims(row: Lowering, node: fx.Node, rank: int) -> tuple[int, ...]:

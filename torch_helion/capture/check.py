@@ -84,8 +84,9 @@ def _key(region: Any, text: str) -> str:
 
 def _judge(region: Any, made: Any, text: str) -> str:
     kernel = load_kernel(text)
+    lowerings = getattr(region, "lowerings", None) or graph_lowerings()
     try:
-        small = small_instance.make(region, made, graph_lowerings())
+        small = small_instance.make(region, made, lowerings)
         verdict = run_and_compare(small, kernel)
         if verdict is None:
             return "right on a small instance"
@@ -95,7 +96,7 @@ def _judge(region: Any, made: Any, text: str) -> str:
         log.debug("%s: no small instance: %s", made.kernel.name, error)
     # A wrong small instance must not cost a right kernel: the real sizes have the last word.
     try:
-        real = small_instance.make(region, made, graph_lowerings(), real=True)
+        real = small_instance.make(region, made, lowerings, real=True)
     except CannotShrink as error:
         return verdict or f"not checked: {error}"
     if real.elements > TOO_MANY:

@@ -33,6 +33,7 @@ from torch.fx import Graph, Node
 from torch_helion import _hardware, _logging, exc, settings
 from torch_helion.capture import host_faults
 from torch_helion.capture import inductor_compat as inductor
+from torch_helion.capture.contraction_choice import choice_key
 from torch_helion.capture.in_place import fold_copies
 from torch_helion.capture.node import KernelCall, RandomCall, new_random_numbers
 from torch_helion.capture.options import Request
@@ -116,13 +117,13 @@ class Stages:
 @functools.cache
 def default_stages() -> Stages:
     """The package's own stages."""
-    from torch_helion.capture import check, region_to_kernel, regions
+    from torch_helion.capture import check, contraction
     from torch_helion.compiler import compile_kernel
     from torch_helion.lowering import rows
 
     return Stages(
-        find_regions=regions.find_regions,
-        region_to_kernel=region_to_kernel.region_to_kernel,
+        find_regions=contraction.find_regions,
+        region_to_kernel=contraction.build_kernel,
         compile_kernel=compile_kernel,
         check=check.check_kernel,
         lowerings=rows.graph_lowerings(),
@@ -166,7 +167,7 @@ class HelionPass(inductor.GraphPass):
             if key is None:
                 return None
             users.append(key)
-        return ("torch_helion", fingerprint(), self.request.key, tuple(users))
+        return ("torch_helion", fingerprint(), self.request.key, tuple(users), choice_key())
 
     def _run(self, graph: Graph, record: GraphRecord) -> None:
         strict = settings.current().strict

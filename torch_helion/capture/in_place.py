@@ -93,7 +93,7 @@ def _reads_before_it_writes(call: KernelCall, output: int, node: Node, target: N
         n for n, k in zip(names, call.order, strict=True) if k < inputs and node.args[k] is target
     }
     ops = list(kernel.body.walk())
-    if any(op.kind == "reduce" for op in ops):
+    if any(op.kind in ("reduce", "dot") for op in ops):
         return False
     stores = [op for op in ops if op.kind == "store" and op.attrs["buffer"] in written]
     loads = [op for op in ops if op.kind == "load" and op.attrs["buffer"] in read]

@@ -76,7 +76,8 @@ def make(region: Any, made: Any, lowerings: Any, real: bool = False) -> Instance
     """The smallest instance that the kernel allows; with ``real`` sizes, the one of the graph."""
     program = Program(region, lowerings)
     fixed = set(program.atoms()) if real else program.bound_atoms()
-    extents: tuple[int, tuple[int, ...]] = EXTENTS
+    first: tuple[int, tuple[int, ...]] = getattr(region, "extents", EXTENTS)
+    extents = first
     for _ in range(_ATTEMPTS):
         small = program.choose(fixed, *extents)
         shapes = {node: program.shape(node, small) for node in made.tensors}
@@ -88,7 +89,7 @@ def make(region: Any, made: Any, lowerings: Any, real: bool = False) -> Instance
                 raise CannotShrink(f"{conflict.node}: {conflict}") from None
             fixed |= more
             continue
-        if not real and extents is EXTENTS and max(map(math.prod, shapes.values())) > SERIAL:
+        if not real and extents is first and max(map(math.prod, shapes.values())) > SERIAL:
             extents = FEWER
             continue
         program.use(small)

@@ -26,6 +26,10 @@ class Units:
                 reach |= self._mask[j] | self._reach[j]
             self._reach[i] = reach
 
+    def of(self, node: fx.Node) -> int:
+        """The unit that a node belongs to."""
+        return self._unit[self._number[node]]
+
     def would_cycle(self, a: int, b: int) -> bool:
         """Whether a path between units a and b leads through others."""
         return self._path_outside(a, b) or self._path_outside(b, a)

@@ -28,7 +28,7 @@ from torch_helion import exc
 from torch_helion.ir.builder import Builder
 from torch_helion.ir.types import Affine, Axis, Size
 
-Kind = Literal["pointwise", "reduction", "creation", "random", "view", "gather"]
+Kind = Literal["pointwise", "reduction", "creation", "random", "view", "gather", "product"]
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,13 @@ def default_blocks(
     b_unit: str = "k",
     computed: bool = False,
     threads: int | None = None,
+    results: int = 1,
 ) -> tuple[int, int, int]:
     """Blocks of m, n and k for C[m, n] = A[m, k] · B[k, n] in ``dtype``.
 
     ``b_unit``: the axis of B whose stride is one. ``computed``: an operand is not read in place.
-    ``threads``: how many will share the grid (default: all cores).
+    ``threads``: how many will share the grid (default: all cores). ``results``: how many products
+    one step makes.
     """
     threads = threads or _hardware.cores()
     longest = COMPUTED_K if computed else WHOLE_K
@@ -66,7 +68,8 @@ def default_blocks(
     def cost(blocks: tuple[int, int]) -> float:
         return _cost(m, n, k, *blocks, lanes, threads, few)
 
-    return (*min(_candidates(m, n, PANEL_BYTES[machine.vector_bits]), key=cost), block_k)
+    bytes = PANEL_BYTES[machine.vector_bits] // results
+    return (*min(_candidates(m, n, bytes), key=cost), block_k)
 
 
 def _candidates(m: int, n: int, bytes: int) -> Iterator[tuple[int, int]]:

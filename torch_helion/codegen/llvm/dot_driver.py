@@ -150,7 +150,7 @@ class Driver:
     def _block_of_b(self, block: _Block) -> None:
         f, plan = self.f, self.plan
         block.units = units = f.ceil_div(block.depth, plan.how.group, "units")
-        block.height = height = f.mul(f.ceil_div(units, HEIGHT), HEIGHT)
+        block.height = height = f.mul(f.odd(f.ceil_div(units, HEIGHT)), HEIGHT)
         a, c, width = block.a, block.c, block.width
         if plan.form == "panels":
             source, block.b = block.b, self._part("b")

@@ -30,6 +30,11 @@ ROWS_AT_ONCE = 8
 """Rows of B that form "rows" reads side by side; half of that for three and four rows of A."""
 
 
+PREFETCH_BYTES = 512
+"""How far ahead B is fetched along each of its rows where a single row of A meets it: the rows are
+many short streams, and the machine's own prefetching stops at every page."""
+
+
 class FewRows:
     """Writes the body of the function of one product of few rows, and what it calls."""
 
@@ -129,12 +134,22 @@ class FewRows:
             [self._along(f, self.a, row, k, part, mask) for part in range(parts)] for row in a_rows
         ]
         for j, row in enumerate(b_rows):
+            if self.plan.rows == 1 and mask is None:
+                self._fetch(f, row, k, parts)
             for part in range(parts):
                 b = self._along(f, self.b, row, k, part, mask)
                 for i in range(len(a_rows)):
                     at = i * len(b_rows) + j
                     totals[at] = multiply_add(f, how, totals[at], a[i][part], b)
         return totals
+
+    def _fetch(self, f: FunctionText, row: str, k: str, parts: int) -> None:
+        """Ask for what a row of B holds further on, a line at a time."""
+        size = self.plan.spec.b.itemsize
+        here = f.at(row, f.mul(k, size))
+        step = parts * self.how.lanes * self.how.group * size
+        for line in range(0, step, 64):
+            f.prefetch(f.at(here, PREFETCH_BYTES + line))
 
     def _along(
         self, f: FunctionText, side: PackText, row: str, k: str, part: int, mask: str | None

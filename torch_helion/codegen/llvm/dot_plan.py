@@ -163,7 +163,7 @@ class DotPlan:
     @property
     def height(self) -> int:
         """Steps of k that a packed panel has room for."""
-        return round_up(self.units, HEIGHT)
+        return odd_multiple(self.units, HEIGHT)
 
     def layout(self) -> dict[str, int]:
         """Where each part lies in scratch, and "total"."""
@@ -188,8 +188,13 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def odd_multiple(value: int, multiple: int) -> int:
+    return (-(-value // multiple) | 1) * multiple
+
+
 HEIGHT = 8
-"""Panels have room for a multiple of this many steps of k: whole squares are transposed."""
+"""Panels have room for an odd multiple of this many steps of k: whole squares are transposed, and
+neighbouring panels, which are written side by side, do not begin in the same set of L1."""
 KC_UNITS = 512
 """Units along k of a packed block: a tile of A's rows stays in L1 over all panels."""
 PANEL_BYTES = {512: 512 << 10, 256: 192 << 10, 128: 192 << 10}
@@ -263,6 +268,8 @@ def _a_form(spec: DotSpec, how: Arithmetic) -> str:
 TILES_OF_32 = ((6, 4), (8, 3), (12, 2), (14, 1))
 """Rows and vectors of register tiles where a program can name 32 vector registers."""
 TILES_OF_16 = ((6, 2), (6, 1))
+STRIP_ROWS = 0.9
+"""What packing a strip of A's columns costs, in rows of register tiles."""
 FEW_OF_32 = {1: 8, 2: 8, 3: 8, 4: 6, 5: 4}
 """Vectors of tiles of fewer rows."""
 FEW_OF_16 = {1: 4, 2: 4, 3: 3, 4: 3, 5: 2}
@@ -283,6 +290,7 @@ def _register_tile(spec: DotSpec, how: Arithmetic, machine: Machine) -> tuple[in
         rows, vectors = tile
         row_tiles, wide = -(-spec.m // rows), round_up(needed, vectors)
         narrow = 1.2 if vectors == 1 else 1.0
-        return wide * row_tiles * (rows * narrow + (3 if in_place else 0))
+        strips = 1 + STRIP_ROWS / rows if spec.a_unit == "m" else 1.0
+        return wide * row_tiles * strips * (rows * narrow + (3 if in_place else 0))
 
     return min(tiles, key=lambda tile: (cost(tile), -tile[1]))

@@ -106,6 +106,10 @@ class FunctionText:
     def round_down(self, a: str, b: int, hint: str = "n") -> str:
         return self.mul(self.div(a, b), b, hint)
 
+    def odd(self, a: str, hint: str = "n") -> str:
+        """a, or a + 1 where a is even."""
+        return str(int(a) | 1) if is_number(a) else self.let(f"or i64 {a}, 1", hint)
+
     def min(self, a: str, b: str | int, hint: str = "n") -> str:
         b = str(b)
         if is_number(a) and is_number(b):

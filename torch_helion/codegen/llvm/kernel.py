@@ -84,7 +84,7 @@ def print_kernel(kernel: Kernel, config: Config, machine: Machine) -> str:
     dots = DotLibrary(math, machine)
     shared = Settings(
         kernel, choices.blocks, choices.width, choices.unroll, math, dots, machine, declares, {},
-        choices.options,
+        choices.options, lambda names, sizes: _arguments(kernel, choices, names, sizes),
     )  # fmt: skip
     functions: list[str] = []
     measures: list[PhasePlan | StructuredPhase] = []
@@ -230,6 +230,15 @@ def _symbols(
         code.append(f"  {value} = load i64, ptr {slot}, !invariant.load !1")
         known[symbol] = value
     return known
+
+
+def _arguments(
+    kernel: Kernel, choices: Choices, names: Names, sizes: SizeEmitter
+) -> tuple[dict[sympy.Symbol, str], dict[str, str]]:
+    """Sizes and pointers of a function that has `%args` and `%workspace`."""
+    known = _symbols(kernel, choices, names, sizes.code)
+    sizes.known.update(known)
+    return known, _pointers(kernel, sizes, names)
 
 
 def _pointers(kernel: Kernel, sizes: SizeEmitter, names: Names) -> dict[str, str]:

@@ -7,12 +7,15 @@ product is turned around (C^T = B^T · A^T) where the array's rows are the other
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from torch_helion.codegen.llvm import memory
+from torch_helion import exc
+from torch_helion.codegen.llvm import finish, memory
 from torch_helion.codegen.llvm.arrays import Array
 from torch_helion.codegen.llvm.dot import (
     Accumulator,
@@ -22,6 +25,8 @@ from torch_helion.codegen.llvm.dot import (
     emit_dot,
     scratch_bytes,
 )
+from torch_helion.codegen.llvm.dot_plan import INTEGERS
+from torch_helion.codegen.llvm.dot_plan import plan as plan_of
 from torch_helion.codegen.llvm.frames import Frame
 from torch_helion.codegen.llvm.regions import RegionPlan
 from torch_helion.codegen.llvm.registers import Reg
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
 
 UNKNOWN_EXTENT = 1 << 20
 PICOSECONDS_PER_PRODUCT = 17
+EXACT_FOR_BYTES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Floats that hold every integer of eight bits."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,17 @@ class View:
         return self.strides.get(axis or "", "0")
 
 
+def below_conversion(producer: Callable[[Value], Op | None], value: Value) -> Value:
+    """The bytes that a floating value is converted from, exactly; else the value itself."""
+    inner = value
+    while inner.type.dtype in EXACT_FOR_BYTES:
+        op = producer(inner)
+        if op is None or op.kind != "cast":
+            break
+        (inner,) = op.operands
+    return inner if inner.type.dtype in INTEGERS else value
+
+
 def view(program: Program, frame: Frame, op: Op, value: Value) -> View:
     """An operand of a dot."""
     dtype = value.type.dtype
@@ -59,7 +77,8 @@ def view(program: Program, frame: Frame, op: Op, value: Value) -> View:
         program.slots.append(f"  {slot} = alloca {storage_type(dtype)}")
         frame.line(f"store {storage_type(dtype)} {program.scalar(frame, value)}, ptr {slot}")
         return View(slot, {}, dtype)
-    load = program.producer[value]
+    value = program.loaded(op, value)
+    load, dtype = program.producer[value], value.type.dtype
     em = program.emitter(frame)
     for name in program.looped_axes(value):
         em.index.setdefault(name, "0")
@@ -134,6 +153,15 @@ def _product(program: Program, frame: Frame, op: Op, out: Array, zero: str) -> N
         (b.stride(k), b.stride(n_axis) if n_axis else "1"),
     )
     extents = tuple(program.tile_extent(frame, n) if n else "1" for n in (m_axis, n_axis, k))
+    done = None
+    sweep = program.finishes.get(op)
+    tiled = plan_of(spec, program.machine).form in ("panels", "direct")
+    if sweep is not None and tiled and m_axis is not None and n_axis is not None and not loops:
+        with contextlib.suppress(exc.CodegenError):  # then the sweep is done for the whole tile
+            done = finish.finish(program, frame, sweep, op.result, out, (m_axis, n_axis))
+    if done is not None:
+        del program.finishes[op]
+        spec = replace(spec, finish=True)
     scratch = program.static(frame, scratch_bytes(spec, program.machine), "packed")
     em = program.emitter(frame)
     batch = [
@@ -151,6 +179,7 @@ def _product(program: Program, frame: Frame, op: Op, out: Array, zero: str) -> N
         zero,
         scratch,
         batch,
+        done,
     )
 
 

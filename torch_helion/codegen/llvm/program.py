@@ -17,7 +17,7 @@ import sympy
 import torch
 
 from torch_helion import exc
-from torch_helion.codegen.llvm import products, sorting, structure, tile_ops
+from torch_helion.codegen.llvm import finish, products, sorting, structure, tile_ops
 from torch_helion.codegen.llvm.arrays import Array, Extent, ScratchSpace
 from torch_helion.codegen.llvm.dot import DotLibrary
 from torch_helion.codegen.llvm.engine import Machine
@@ -27,6 +27,7 @@ from torch_helion.codegen.llvm.regions import (
     Facts,
     RegionPlan,
     RegionPlanner,
+    Structured,
     Sweep,
 )
 from torch_helion.codegen.llvm.registers import Reg
@@ -44,7 +45,7 @@ from torch_helion.codegen.llvm.sweeps import (
     plan_sweep,
     pulled_values,
 )
-from torch_helion.codegen.llvm.text import Names
+from torch_helion.codegen.llvm.text import Names, SizeEmitter
 from torch_helion.codegen.llvm.vector_math import MathLibrary
 from torch_helion.ir.graph import Kernel, Op, Value, loop_blocks
 from torch_helion.ir.types import Affine, Axis, Buffer, Gather, Size, begin_symbol, block_symbol
@@ -69,6 +70,8 @@ class Settings:
     globals: dict[str, str]
     """Constants and functions of the module beside its phases, by what they hold."""
     options: Mapping[str, Any]
+    function: Callable[[Names, SizeEmitter], tuple[dict[sympy.Symbol, str], dict[str, str]]] | None
+    """Loads sizes and pointers of tensors from `%args`, in another function than the phase's."""
 
 
 class Program:
@@ -102,6 +105,8 @@ class Program:
         self.homes: dict[Value, Array] = {}
         self.targets: dict[Value, Array] = {}
         self.carried: dict[tuple[Op, int], Array] = {}
+        self.finishes: dict[Op, Sweep] = {}
+        """Sweeps that may be done part by part, by the products that do them."""
         self.arms: dict[tuple[Op, int], structure.Aim] = {}
         """Where results of branches have to end up."""
 
@@ -279,9 +284,17 @@ class Program:
             self.direct,
         )
 
+    def loaded(self, op: Op, value: Value) -> Value:
+        """What a dot reads for an operand: bytes below their conversion, which is exact."""
+        other = op.operands[1 if value is op.operands[0] else 0]
+        inner = products.below_conversion(self.producer.get, value)
+        if inner is value or products.below_conversion(self.producer.get, other) is not other:
+            return value
+        return inner
+
     def direct(self, op: Op, value: Value) -> bool:
         """Whether a dot can read an operand where its load would."""
-        load = self.producer[value]
+        load = self.producer[self.loaded(op, value)]
         if load.kind != "load" or load.attrs["buffer"] in self.mutable:
             return False
         if load.attrs["masked"] or load.attrs["checked"] or load.attrs.get("stacked"):
@@ -320,9 +333,15 @@ class Program:
         """Print the operations of a region; afterwards its results have homes."""
         plan = RegionPlanner(self.facts(), ops, results).plan()
         structure.choose_targets(self, plan, aims)
+        last = finish.sweep_of(self, plan, results)
+        if last is not None:
+            product, sweep = plan.items[last - 1 :]
+            assert isinstance(product, Structured) and isinstance(sweep, Sweep)
+            self.finishes[product.op] = sweep
         for number, item in enumerate(plan.items):
             if isinstance(item, Sweep):
-                self.sweep(frame, item)
+                if number != last or item in self.finishes.values():  # else it is done
+                    self.sweep(frame, item)
             else:
                 self.structured(frame, item.op, plan, number)
 

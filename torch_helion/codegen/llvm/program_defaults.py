@@ -15,6 +15,7 @@ import sympy
 
 from torch_helion.codegen.llvm.dot import default_blocks
 from torch_helion.codegen.llvm.engine import Machine
+from torch_helion.codegen.llvm.products import below_conversion
 from torch_helion.codegen.llvm.ranks import axis_ranks
 from torch_helion.ir.graph import Kernel, Op, Value, loop_blocks
 from torch_helion.ir.types import Axis, Size, block_symbol
@@ -158,6 +159,7 @@ def _product(facts: _Facts, op: Op) -> None:
         facts.machine,
         b_unit=_unit(facts, op.operands[1], k),
         computed=computed,
+        results=_alike(facts, op),
     )
     for name, size in zip((m, n, k), found, strict=True):
         if name in facts.grid and name == k:
@@ -166,6 +168,13 @@ def _product(facts: _Facts, op: Op) -> None:
             facts.choose(name, size)
     for name in (*rows, *columns):
         facts.choose(name, 1)
+
+
+def _alike(facts: _Facts, op: Op) -> int:
+    """How many products of a step have the rows and columns of this one."""
+    axes = op.result.type.axis_names
+    dots = (o for o in facts.phase.regions[0].walk() if o.kind == "dot")
+    return sum(o.result.type.axis_names == axes for o in dots)
 
 
 def _last(facts: _Facts, names: Iterable[str]) -> str | None:
@@ -178,14 +187,19 @@ def _producer(facts: _Facts, value: Value) -> Op | None:
     return next((op for op in ops if value in op.results), None)
 
 
+def _read(facts: _Facts, value: Value) -> Op | None:
+    """What makes an operand of a product, or the bytes that it is converted from."""
+    return _producer(facts, below_conversion(lambda v: _producer(facts, v), value))
+
+
 def _is_load(facts: _Facts, value: Value) -> bool:
-    op = _producer(facts, value)
+    op = _read(facts, value)
     return op is not None and op.kind == "load" and not op.attrs["masked"]
 
 
 def _unit(facts: _Facts, value: Value, k: str) -> str:
     """Whether an operand's neighbours lie along k or along its other axis."""
-    op = _producer(facts, value)
+    op = _read(facts, value)
     if op is None or op.kind != "load":
         return "n"
     buffer = facts.kernel.buffer(op.attrs["buffer"])
