@@ -1,0 +1,85 @@
+"""The stages of an attention in a graph: find it, build its kernel, decide whether it pays.
+
+What flows in: a post-grad graph and the lowering table. What flows out: regions that the graph pass
+plans, checks and places like any other, and reasons for what is left to ATen. The steps:
+
+    match nodes (attention_match.py) → infer axes (attention_space.py) → emit (attention_emit.py)
+
+Every attention that is proposed has been built once here, so that nothing is taken that cannot be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+from torch import fx
+
+from torch_helion import exc
+from torch_helion._logging import get_logger
+from torch_helion.capture import attention_emit
+from torch_helion.capture.attention_match import Attention, candidates
+from torch_helion.capture.attention_space import Program
+from torch_helion.capture.mutation import Mutations
+from torch_helion.capture.node_facts import Facts
+from torch_helion.capture.probe import Probe
+from torch_helion.capture.region_to_kernel import RegionKernel, graph_hints, structural_key
+from torch_helion.capture.regions import Declined
+from torch_helion.capture.sizes import hint_of
+
+logger = get_logger("fusion")
+
+MAX_KEPT = 64
+_built: dict[Any, Any] = {}
+
+
+def find_attention(
+    graph: fx.Graph, lowerings: Mapping[Any, Any], *, options: Any = None
+) -> tuple[list[Attention], list[Declined]]:
+    """The attentions of a graph that become kernels, and why others do not."""
+    nodes = list(graph.nodes)
+    mutations = Mutations(graph)
+    probe = Probe()
+    facts = Facts(lowerings, lambda f, n: mutations.forbids(n) or probe(f, n))
+    matches, refused = candidates(facts, nodes)
+    declined = [Declined(node, why) for node, why in refused]
+    found: list[Attention] = []
+    for match in matches:
+        match = dataclasses.replace(match, program=Program)
+        try:
+            for node in match.nodes:
+                if (why := mutations.forbids(node)) is not None:
+                    raise exc.LoweringError(str(node.target), "any dtype", why)
+            attention_kernel(match, lowerings)
+            found.append(match)
+        except exc.LoweringError as error:
+            why = str(getattr(error, "why", None) or error)
+            logger.debug("%s is left to ATen: %s", match.second.name, why)
+            declined.append(Declined(match.second, why))
+    return found, declined
+
+
+def attention_kernel(region: Attention, lowerings: Mapping[Any, Any]) -> RegionKernel:
+    """Build the kernel of an attention; equal ones share it."""
+    key = structural_key(region)
+    hints = graph_hints(region.nodes)
+    nodes = (*region.inputs, *region.outputs)
+    if key not in _built:
+        emitted = attention_emit.build(region, lowerings, hints)
+        while len(_built) >= MAX_KEPT:
+            _built.pop(next(iter(_built)))
+        numbers = tuple(nodes.index(n) for n in emitted.tensors)
+        _built[key] = (emitted.kernel, numbers, emitted.sizes, emitted.kernel.sizes)
+    kernel, numbers, sizes, names = _built[key]
+    return RegionKernel(
+        kernel, tuple(nodes[n] for n in numbers), sizes, _hints(names, sizes, hints)
+    )
+
+
+def _hints(
+    names: Sequence[sympy.Symbol], sizes: Sequence[Any], hints: Mapping[sympy.Symbol, int]
+) -> dict[sympy.Symbol, int]:
+    found = {s: hint_of(n, hints) for s, n in zip(names, sizes, strict=True)}
+    return {s: 1 if n is None else n for s, n in found.items()}
