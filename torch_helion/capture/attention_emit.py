@@ -115,30 +115,35 @@ class AttentionEmitter(Emitter):
         grid: list[Axis] = []
         blocks: list[Size] = []
         together = self._few_rows()
-        for number, atom in enumerate(roles.outer):
-            axis = self._axis(atom, f"h{number}")
+        for atom, name in zip(roles.outer, roles.outer_names, strict=True):
+            axis = self._axis(atom, name)
             grid.append(axis)
             whole = together and atom in roles.shared and isinstance(axis.size, int)
             blocks.append(axis.size if whole else 1)
         if roles.row is not None:
             grid.append(self._axis(roles.row, "m"))
             blocks.append(self.b.block("m"))
-        self.key_size = self._run_size((self.trace.name(roles.key),))
+        self.key_size = self._size(roles.key, "n")
         self._axis(roles.depth, "d", "full")
         if roles.width is not None:
             self._axis(roles.width, "e", "full")
         return grid, blocks
 
     def _axis(self, atom: Atom, name: str, kind: str = "block") -> Axis:
-        run = (self.trace.name(atom),)
-        host = self.roles.space.extents[atom]
-        static = kind == "full" or (atom in self.roles.shared and isinstance(host, int))
-        size = host if static else self._run_size(run)
-        if static and kind != "full":
-            self.sizes.bind(self.trace.extents[run[0]], host)  # type: ignore[arg-type]
+        size = self.roles.space.extents[atom] if kind == "full" else self._size(atom, name)
         axis = self.b.axis(name, size, kind)
-        self.phase.axes[run[0]] = axis
+        self.phase.axes[self.trace.name(atom)] = axis
         return axis
+
+    def _size(self, atom: Atom, name: str) -> Size:
+        """The extent of an axis: a size argument, or the number of heads that share keys."""
+        host = self.roles.space.extents[atom]
+        shared = atom in self.roles.shared and isinstance(host, int)
+        size = host if shared else self.sizes.declare(self.b, host, f"n_{name}")
+        extent = self.trace.size(atom)
+        if isinstance(extent, sympy.Symbol):
+            self.sizes.bind(extent, size)
+        return size
 
     def _few_rows(self) -> bool:
         if self.roles.row is None:

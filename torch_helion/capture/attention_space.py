@@ -53,6 +53,16 @@ class Roles:
     keys: Use
     values: Use
 
+    @property
+    def outer_names(self) -> list[str]:
+        """Names of the axes of `outer` in the kernel."""
+        return [f"h{number}" for number in range(len(self.outer))]
+
+    def sizes(self) -> dict[str, Atom]:
+        """The kernel's size arguments that are extents."""
+        found = {f"n_{name}": a for name, a in zip(self.outer_names, self.outer, strict=True)}
+        return {**found, "n_n": self.key, **({"n_m": self.row} if self.row is not None else {})}
+
 
 def roles_of(facts: Facts, attention: Attention) -> Roles:
     """Infer the axes; raises `exc.LoweringError` where they are not those of an attention."""
@@ -240,6 +250,9 @@ class Program(small_instance.Program):
             assert isinstance(extent, int)
             return extent
         return CHECKED_FEW[free % len(CHECKED_FEW)]
+
+    def size_arguments(self, small: small_instance.Sizes) -> dict[str, int]:
+        return {name: small.atoms[atom] for name, atom in self.roles.sizes().items()}
 
     def has_rule(self, node: fx.Node) -> bool:
         return self.facts.call(node).target not in (FLASH, *PRODUCTS)

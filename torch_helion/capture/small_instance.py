@@ -120,6 +120,8 @@ def _kernel_sizes(
     for symbol, host in zip(made.kernel.sizes, made.sizes, strict=True):
         if isinstance(host, sympy.Expr) and host.free_symbols <= set(small.symbols):
             known[symbol] = int(host.subs(small.symbols))
+    given = program.size_arguments(small)
+    known.update((s, given[s.name]) for s in made.kernel.sizes if s.name in given)
     real = tuple(
         made.hints.get(s, 1) if isinstance(v, sympy.Expr) else int(v)
         for s, v in zip(made.kernel.sizes, made.sizes, strict=True)
@@ -289,6 +291,10 @@ class Program:
                 dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
                 bound |= set(self.space.of(node)[dim])  # type: ignore[index]
         return bound
+
+    def size_arguments(self, small: Sizes) -> dict[str, int]:
+        """Size arguments of the kernel, by name, that the shapes of its buffers do not tell."""
+        return {}
 
     def has_rule(self, node: fx.Node) -> bool:
         """Whether a lowering says what the node does with its axes."""
