@@ -27,17 +27,19 @@ import sympy
 import torch
 from torch import fx
 
+from torch_helion import exc
 from torch_helion.capture.attention_match import Attention
+from torch_helion.capture.attention_masks import CAUSAL, EVERYTHING, Band, Masks
 from torch_helion.capture.attention_space import Roles, roles_of
 from torch_helion.capture.axes import Atom, refusal
 from torch_helion.capture.collapse import reachable
-from torch_helion.capture.emit import Emitted, Emitter
+from torch_helion.capture.emit import CollapseError, Emitted, Emitter, Phase
 from torch_helion.capture.node_facts import Facts
 from torch_helion.capture.sizes import hint_of
 from torch_helion.capture.template import Template
 from torch_helion.capture.trace import Gathered, Instance, Trace
 from torch_helion.ir.graph import Value
-from torch_helion.ir.types import Affine, Axis, Size, begin_symbol
+from torch_helion.ir.types import Affine, Axis, Buffer, Size, begin_symbol, contiguous_strides
 
 F32, F64 = torch.float32, torch.float64
 CASTS = frozenset({
@@ -55,7 +57,12 @@ def build(
     """The kernel; raises `exc.LoweringError` where something is read at other places than its own."""
     facts = Facts(lowerings, owned=attention.outputs, inside=attention.nodes)
     roles = roles_of(facts, attention)
-    return AttentionEmitter(facts, attention, roles, hints).emit_kernel()
+    try:
+        return AttentionEmitter(facts, attention, roles, hints).emit_kernel()
+    except CollapseError:
+        raise refusal(attention.first, "an axis is needed that the kernel has not") from None
+    except (exc.VerifierError, RecursionError) as error:
+        raise refusal(attention.first, str(error)) from error
 
 
 def _trace(
@@ -63,7 +70,8 @@ def _trace(
 ) -> Trace:
     softmax = attention.softmax
     apart = {attention.first, attention.second, *(softmax.nodes if softmax else ())}
-    nodes = [n for n in attention.nodes if n not in apart and attention.flash is None]
+    apart |= set(attention.first.users) if attention.flash else set()
+    nodes = [n for n in attention.nodes if n not in apart]
     grid = frozenset({*roles.outer, roles.key, *([roles.row] if roles.row is not None else [])})
     full = frozenset({roles.depth, *([roles.width] if roles.width is not None else [])})
     return Trace(facts, roles.space, nodes, Template(grid, full), hints)
@@ -91,13 +99,22 @@ class AttentionEmitter(Emitter):
         """The position of the first key of the loop that is open."""
         self.acc_dtype = F64 if attention.first.args[0].meta["val"].dtype is F64 else F32  # type: ignore[union-attr]
         self.key_size: Size = 0
+        self.extents: dict[Atom, Size] = {}
+        self.band = EVERYTHING
+        self.flagged: list[str] = []
+        """The heads that have a flag."""
+        self.whole: sympy.Symbol | None = None
+        """1 where no key may be passed over."""
 
     # -- the kernel -------------------------------------------------------------------------------
 
     def emit_kernel(self) -> Emitted:
         self._check_weights()
         grid, blocks = self._declare_axes()
+        self.band = self._visible()
+        flags = self._flag_phase() if self.band and self.attention.mask_matters else None
         with self.b.grid(*grid, blocks=blocks):
+            self._read_flag(flags)
             queries = self.value(self._use(self.roles.queries))
             state = self._over_keys(queries)
             self._finish_rows(state)
@@ -143,6 +160,7 @@ class AttentionEmitter(Emitter):
         extent = self.trace.size(atom)
         if isinstance(extent, sympy.Symbol):
             self.sizes.bind(extent, size)
+        self.extents[atom] = size
         return size
 
     def _few_rows(self) -> bool:
@@ -214,17 +232,84 @@ class AttentionEmitter(Emitter):
             b.expand(zero, [*self.rows, *self.columns]),
         ]
         self._before_loop()
-        size: Size = self.key_size
-        flash = self.attention.flash
-        if flash is not None and flash.causal and self.roles.row is not None:
-            row = self.phase.axes[self.trace.name(self.roles.row)]
-            size = sympy.Min(size, begin_symbol(row) + self.b.block("m"))
-        elif flash is not None and flash.causal:
-            size = sympy.Min(size, 1)
+        self.shift, size = self._range()
         key = self.b.axis("n", size)
         with self._keys(key), b.tile_loop([key], state, [b.block("n")]) as loop:
             loop.finish(self._tile(queries, key, loop.args))
         return list(loop.results)
+
+    # -- keys that no query of a tile sees --------------------------------------------------------
+
+    def _visible(self) -> Band:
+        """What the graph proves about which keys a query sees."""
+        flash, roles = self.attention.flash, self.roles
+        row = None if roles.row is None else self.trace.name(roles.row)
+        masks = Masks(row, self.trace.name(roles.key))
+        if flash is None:
+            return masks.visible(self._scores())
+        band = CAUSAL if flash.causal else EVERYTHING
+        if flash.mask is not None:
+            band = band & masks.visible(self._use((self.attention.first, flash.mask)))
+        return band
+
+    def _range(self) -> tuple[Size, Size]:
+        """The first key of the loop, and how many there are."""
+        first, last = sympy.Integer(0), sympy.Integer(0)
+        if self.roles.row is not None:
+            row = self.phase.axes[self.trace.name(self.roles.row)]
+            first = begin_symbol(row)
+            last = sympy.Min(row.size, first + self.b.block("m")) - 1
+        begin, end = sympy.Integer(0), sympy.sympify(self.key_size)
+        for diagonal, constant in self.band.lows:
+            begin = sympy.Max(begin, self.final(constant) + (first if diagonal else 0))
+        for diagonal, constant in self.band.highs:
+            end = sympy.Min(end, self.final(constant) + 1 + (last if diagonal else 0))
+        size = end if begin == 0 else sympy.Max(0, end - begin)
+        if self.whole is not None:
+            begin, size = begin * (1 - self.whole), sympy.Max(size, self.key_size * self.whole)
+        return begin, size
+
+    def _flag_phase(self) -> Buffer:
+        """Which heads have a key or value that is not finite: 0 times it is NaN, as the graph has it
+        for keys that nobody sees. There no key is passed over.
+        """
+        b, roles, outer = self.b, self.roles, self.phase
+        has = {*roles.space.atoms(roles.keys), *roles.space.atoms(roles.values)}
+        self.phase = Phase(0, {}, {})
+        for number, atom in enumerate(a for a in roles.outer if a in has):
+            axis = b.axis(f"g{number}", self.extents[atom])
+            self.phase.axes[self.trace.name(atom)] = axis
+        grid = list(self.phase.axes.values())
+        self.flagged = list(self.phase.axes)
+        for atom, name in ((roles.depth, "gd"), (roles.width, "ge")):
+            if atom is not None:
+                extent = roles.space.extents[atom]
+                self.phase.axes[self.trace.name(atom)] = b.axis(name, extent, "full")
+        shape = tuple(a.size for a in grid)
+        flags = b.buffer("flags", torch.int64, shape, contiguous_strides(shape), "workspace")
+        with b.grid(*grid, blocks=[1] * len(grid)):
+            key = b.axis("gn", self.key_size)
+            start = b.expand(b.const(0.0, self.acc_dtype), grid)
+            with self._keys(key), b.tile_loop([key], [start], [b.block("n")]) as loop:
+                total = loop.args[0]
+                for use in (roles.keys, roles.values):
+                    value = b.cast(self.value(self._use(use)), self.acc_dtype)
+                    value = b.pointwise("mul", value, b.const(0.0, self.acc_dtype))
+                    axes = [a for a in value.type.axes if a not in grid]
+                    total = b.pointwise("add", total, b.reduce("sum", value, axes))
+                loop.finish([b.expand(total, grid)])
+            finite = b.pointwise("eq", loop.results[0], b.const(0.0, self.acc_dtype))
+            numbers = (b.const(n, torch.int64) for n in (0, 1))
+            flag = b.pointwise("where", finite, *numbers)
+            b.store(flags, [Affine.of(a) for a in grid], b.expand(flag, grid))
+        self.phase = outer
+        return flags
+
+    def _read_flag(self, flags: Buffer | None) -> None:
+        if flags is not None:
+            axes = [self.phase.axes[name] for name in self.flagged]
+            index = [Affine((), begin_symbol(a)) for a in axes]
+            self.whole = self.b.bind(self.b.load(flags, index), "whole")
 
     @contextmanager
     def _keys(self, axis: Axis) -> Any:
@@ -297,7 +382,8 @@ class AttentionEmitter(Emitter):
             x = b.pointwise("add", x, b.cast(mask, self.acc_dtype))
         if flash.causal and self.roles.row is not None:
             row = self.phase.axes[self.trace.name(self.roles.row)]
-            seen = b.pointwise("ge", b.iota(row), b.iota(key))
+            place = self.position(Affine.of(self.trace.name(self.roles.key)))
+            seen = b.pointwise("ge", b.iota(row), place)
             x = b.pointwise("where", seen, x, b.const(-math.inf, self.acc_dtype))
         return x
 

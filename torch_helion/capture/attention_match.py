@@ -72,6 +72,11 @@ class Attention(Region):
     """where the softmax stands in `second`"""
     softmax: Softmax | None
     flash: Flash | None
+    @property
+    def mask_matters(self) -> bool:
+        """Whether a key that is hidden still has a part in the result if it is NaN: 0 · NaN."""
+        return self.flash is None or self.flash.mask is not None
+
     program: Any = None
     """what evaluates it on a small instance (:mod:`torch_helion.capture.small_instance`)"""
 
@@ -79,7 +84,9 @@ class Attention(Region):
 # -- ATen's operator ------------------------------------------------------------------------------
 
 
-def match_flash(facts: Facts, node: fx.Node) -> Attention:
+def match_flash(
+    facts: Facts, node: fx.Node, number: dict[fx.Node, int]
+) -> Attention:
     """A call of `_scaled_dot_product_flash_attention_for_cpu`; raises `exc.LoweringError`."""
     given = _arguments(node)
     if given["dropout_p"] != 0:
@@ -94,10 +101,18 @@ def match_flash(facts: Facts, node: fx.Node) -> Attention:
     outputs = (items[0], *([items[1]] if 1 in items and items[1].users else []))
     mask = given["attn_mask"]
     path = next((p for p, n in facts.operands(node) if n is mask and p not in _QKV), None)
-    inputs = tuple(dict.fromkeys(n for n in node.all_input_nodes if is_tensor(n)))
     flash = Flash(float(scale), bool(given["is_causal"]), path, items.get(1))
-    nodes = (node, *(items[i] for i in sorted(items)))
+    core = {node, *items.values()}
+    taken = _absorb(facts, core, [] if mask is None else [mask], number, _is_cheap)
+    nodes = tuple(sorted(_without_rim_views(facts, taken, core), key=number.__getitem__))
+    inputs = _inputs(facts, nodes)
     return Attention(nodes, inputs, outputs, "attention", node, node, (), None, flash)
+
+
+def _inputs(facts: Facts, nodes: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
+    inside = set(nodes)
+    operands = (o for n in nodes for _, o in facts.operands(n))
+    return tuple(dict.fromkeys(o for o in operands if o not in inside))
 
 
 def _default_scale(node: fx.Node, query: fx.Node) -> float:
@@ -279,11 +294,8 @@ def _assemble(
     nodes = sorted(_without_rim_views(facts, taken, core), key=number.__getitem__)
     if sum(facts.kind(n) == "compute" for n in path) > MAX_SCORE_NODES:
         raise refusal(first, "too many nodes between the products")
-    inside = set(nodes)
-    operands = (o for n in nodes for _, o in facts.operands(n))
-    inputs = tuple(dict.fromkeys(o for o in operands if o not in inside))
     return Attention(
-        tuple(nodes), inputs, (output,), _name(softmax), first, second, weights, softmax, None
+        tuple(nodes), _inputs(facts, nodes), (output,), _name(softmax), first, second, weights, softmax, None
     )
 
 
@@ -413,7 +425,7 @@ def candidates(
         try:
             match = None
             if node.target is FLASH:
-                match = match_flash(facts, node)
+                match = match_flash(facts, node, number)
             elif node.target is aten.div.Tensor:
                 match = match_softmax(facts, node, number)
             if match is not None:

@@ -119,7 +119,7 @@ def _relate_flash(space: Space, attention: Attention) -> None:
     space.dims[node, (0,)] = (batch, heads, rows, depth)
     space.dims[node, (1,)] = (batch, few, keys, depth)
     space.dims[node, (2,)] = (batch, few, keys, width)
-    for item in attention.nodes[1:]:
+    for item in node.users:
         space.dims[item] = (batch, heads, rows, *((width,) if item.args[1] == 0 else ()))
     if flash.mask is not None:
         whole = (batch, heads, rows, keys)
