@@ -1,7 +1,7 @@
 """Attention: ATen's operator and plain spellings of it; long, short, causal, biased, one query.
 
-What flows in: the options of ``benchmarks/harness.py``. What flows out: its table. The peer of a plain
-spelling is the best other form of it: ATen's operator where that can express it, else
+What flows in: the options of ``benchmarks/harness.py``. What flows out: its table. The peer of a
+plain spelling is the best other form of it: ATen's operator where that can express it, else
 ``flex_attention`` compiled by Inductor (the spelling itself is measured with Inductor anyway). A
 case's limit counts the multiply-adds that are needed (half of them where the mask is causal).
 
@@ -127,10 +127,11 @@ def case(spec: Spec, size: str, dtype: str, batch: int, heads: int, length: int)
         if name.endswith("mask"):
             more = [torch.randn(length, length, dtype=DTYPES[dtype])]
         if name.endswith("alibi"):
-            more = [torch.pow(2.0, -torch.arange(1, heads + 1) / 2).to(DTYPES[dtype])]
+            more = [torch.pow(2.0, -torch.arange(1, heads + 1) / 2)]
         return function, (q, k, v, *more)
 
-    flops = 4.0 * batch * heads * length * length * width / (2 if half else 1)
+    seen = WINDOW * length if name.endswith("window") else length * length / (2 if half else 1)
+    flops = 4.0 * batch * heads * seen * width
     bytes_ = batch * heads * length * width * DTYPES[dtype].itemsize
     return Case(name, size, dtype, make, 3 * bytes_, bytes_, flops, peer=peer)
 

@@ -11,9 +11,9 @@ and what follows them. Per grid step (one head, one tile of queries):
         total = total · c + sum p;  acc = acc · c + p · v
     out = acc / total
 
-A row whose scores so far are all -inf has no maximum to subtract: 0 stands for it, so that its p and
-c are 0 and what follows is right. At the end 0 / 0 is the NaN that a softmax gives for it (or 0,
-where the graph or ATen's operator says so).
+A row whose scores so far are all -inf has no maximum to subtract: 0 stands for it, so that its p
+and c are 0 and what follows is right. At the end 0 / 0 is the NaN that a softmax gives for it (or
+0, where the graph or ATen's operator says so).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import torch
 from torch import fx
 
 from torch_helion import exc
-from torch_helion.capture.attention_match import Attention
 from torch_helion.capture.attention_masks import CAUSAL, EVERYTHING, Band, Masks
+from torch_helion.capture.attention_match import Attention
 from torch_helion.capture.attention_space import Roles, roles_of
 from torch_helion.capture.axes import Atom, refusal
 from torch_helion.capture.collapse import reachable
@@ -54,7 +54,7 @@ DTYPES = (F32, F64, torch.bfloat16, torch.float16)
 def build(
     attention: Attention, lowerings: Mapping[Any, Any], hints: Mapping[sympy.Symbol, int]
 ) -> Emitted:
-    """The kernel; raises `exc.LoweringError` where something is read at other places than its own."""
+    """The kernel; raises `exc.LoweringError` where a value is read at other places than its own."""
     facts = Facts(lowerings, owned=attention.outputs, inside=attention.nodes)
     roles = roles_of(facts, attention)
     try:
@@ -169,7 +169,7 @@ class AttentionEmitter(Emitter):
         rows = hint_of(self.roles.space.extents[self.roles.row], self.hints)
         return rows is not None and rows <= FEW_ROWS
 
-    # -- places and values --------------------------------------------------------------------------
+    # -- places and values ----------------------------------------------------------------------
 
     def affine(self, place: Affine) -> Affine:
         """A place over the kernel's axes; keys count from where their loop begins."""
@@ -208,7 +208,7 @@ class AttentionEmitter(Emitter):
         if softmax.nodes[1].meta["val"].dtype not in (F32, F64):
             raise refusal(softmax.nodes[1], "a softmax in a half type")
 
-    # -- the loop over the keys -----------------------------------------------------------------------
+    # -- the loop over the keys -----------------------------------------------------------------
 
     @property
     def rows(self) -> list[Axis]:
@@ -270,8 +270,8 @@ class AttentionEmitter(Emitter):
         return begin, size
 
     def _flag_phase(self) -> Buffer:
-        """Which heads have a key or value that is not finite: 0 times it is NaN, as the graph has it
-        for keys that nobody sees. There no key is passed over.
+        """Which heads have a key or value that is not finite: 0 times it is NaN, and the graph has
+        that NaN for keys that nobody sees. In such heads no key is passed over.
         """
         b, roles, outer = self.b, self.roles, self.phase
         has = {*roles.space.atoms(roles.keys), *roles.space.atoms(roles.values)}
@@ -281,10 +281,10 @@ class AttentionEmitter(Emitter):
             self.phase.axes[self.trace.name(atom)] = axis
         grid = list(self.phase.axes.values())
         self.flagged = list(self.phase.axes)
-        for atom, name in ((roles.depth, "gd"), (roles.width, "ge")):
-            if atom is not None:
-                extent = roles.space.extents[atom]
-                self.phase.axes[self.trace.name(atom)] = b.axis(name, extent, "full")
+        for whole, name in ((roles.depth, "gd"), (roles.width, "ge")):
+            if whole is not None:
+                axis = b.axis(name, roles.space.extents[whole], "full")
+                self.phase.axes[self.trace.name(whole)] = axis
         shape = tuple(a.size for a in grid)
         flags = b.buffer("flags", torch.int64, shape, contiguous_strides(shape), "workspace")
         with b.grid(*grid, blocks=[1] * len(grid)):
@@ -329,9 +329,8 @@ class AttentionEmitter(Emitter):
         for instance in reachable([self._scores()]):
             places = [*instance.index, *(g.place for g in instance.guards)]
             places += [c.place for where, _ in instance.branches for c in where]
-            if instance.node is self.attention.first or _mentions(places, name):
-                moving.add(instance)
-            elif any(part in moving for part in instance.parts()):
+            below = any(part in moving for part in instance.parts())
+            if below or instance.node is self.attention.first or _mentions(places, name):
                 moving.add(instance)
             elif instance.kind == "load" and instance.node not in self.given:
                 self.value(instance)

@@ -1,10 +1,11 @@
 """Where scores can be anything else than -inf, as far as the graph proves it from positions.
 
-What flows in: the instances that make a score (`trace.py`), the names of the axes of queries and keys.
-What flows out: a `Band`: bounds of the key's position that depend on the query's by a constant at most.
-Keys outside of it need no product: their weights are 0. Only comparisons of positions, joined by
-logic and chosen between by `where`, prove anything; whatever else stands in the graph counts as
-visible, and a band is no more than an upper bound of what is: scores inside are masked as written.
+What flows in: the instances that make a score (`trace.py`), the names of the axes of queries and
+keys. What flows out: a `Band`: bounds of the key's position that depend on the query's by a
+constant at most. Keys outside of it need no product: their weights are 0. Only comparisons of
+positions, joined by logic and chosen between by `where`, prove anything; whatever else stands in
+the graph counts as visible, and a band is no more than an upper bound of what is: scores inside are
+masked as written.
 """
 
 from __future__ import annotations
@@ -109,6 +110,9 @@ class Masks:
             for part in parts:
                 found = found & self.holds(part, wanted)
             return found
+        if packet in (_OR if wanted else _AND) and at.node.meta["val"].dtype is torch.bool:
+            parts = [p for p in parts if constant_of(p) is None or bool(constant_of(p)) is wanted]
+            return self.holds(parts[0], wanted) if len(parts) == 1 else EVERYTHING
         if packet in _COMPARISONS:
             return self._compared(at, packet, wanted)
         if packet in (aten.eq, aten.ne):
@@ -127,7 +131,9 @@ class Masks:
         if not wanted:
             sign, strict = -sign, not strict
         difference = left.plus(right, -1)  # sign · difference <= 0, or < 0
-        row, key, constant = (sign * x for x in (difference.row, difference.key, difference.constant))
+        row, key, constant = (
+            sign * x for x in (difference.row, difference.key, difference.constant)
+        )
         constant = constant + (1 if strict else 0)  # integers
         if key == 1 and row in (0, -1):
             return Band((), ((row != 0, -constant),))
@@ -150,10 +156,10 @@ class Masks:
             if number == 0:
                 return self.holds(part, not wanted)
             return self.holds(part, wanted) if number == 1 else EVERYTHING
-        if part.kind == "compute" and part.node.target is aten.where.self:
-            if len(part.operands) == 3:
-                parts = list(part.operands.values())
-                return self._chosen(parts, lambda x: (x == number) is wanted)
+        choice = part.kind == "compute" and part.node.target is aten.where.self
+        if choice and len(part.operands) == 3:
+            parts = list(part.operands.values())
+            return self._chosen(parts, lambda x: (x == number) is wanted)
         return EVERYTHING
 
     def _chosen(self, parts: Sequence[Instance], good: Callable[[float], bool]) -> Band:
@@ -186,7 +192,7 @@ class Masks:
         target = at.node.target
         if at.kind == "constant":
             return self._of_constant(at)
-        if at.kind != "compute" or at.node.kwargs and target not in _CASTS:
+        if at.kind != "compute" or (at.node.kwargs and target not in _CASTS):
             return None
         if target in (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar):
             left, right = (self._linear(at, i) for i in range(2))

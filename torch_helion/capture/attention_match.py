@@ -72,6 +72,7 @@ class Attention(Region):
     """where the softmax stands in `second`"""
     softmax: Softmax | None
     flash: Flash | None
+
     @property
     def mask_matters(self) -> bool:
         """Whether a key that is hidden still has a part in the result if it is NaN: 0 · NaN."""
@@ -84,9 +85,7 @@ class Attention(Region):
 # -- ATen's operator ------------------------------------------------------------------------------
 
 
-def match_flash(
-    facts: Facts, node: fx.Node, number: dict[fx.Node, int]
-) -> Attention:
+def match_flash(facts: Facts, node: fx.Node, number: dict[fx.Node, int]) -> Attention:
     """A call of `_scaled_dot_product_flash_attention_for_cpu`; raises `exc.LoweringError`."""
     given = _arguments(node)
     if given["dropout_p"] != 0:
@@ -238,9 +237,7 @@ def _to_product(weights: fx.Node) -> list[fx.Node] | None:
             return None
 
 
-def _scores_product(
-    facts: Facts, scores: fx.Node, number: dict[fx.Node, int]
-) -> fx.Node | None:
+def _scores_product(facts: Facts, scores: fx.Node, number: dict[fx.Node, int]) -> fx.Node | None:
     """The one product that the scores are computed from, through pointwise nodes and views."""
     found: set[fx.Node] = set()
     seen = {scores}
@@ -295,7 +292,15 @@ def _assemble(
     if sum(facts.kind(n) == "compute" for n in path) > MAX_SCORE_NODES:
         raise refusal(first, "too many nodes between the products")
     return Attention(
-        tuple(nodes), _inputs(facts, nodes), (output,), _name(softmax), first, second, weights, softmax, None
+        tuple(nodes),
+        _inputs(facts, nodes),
+        (output,),
+        _name(softmax),
+        first,
+        second,
+        weights,
+        softmax,
+        None,
     )
 
 
@@ -397,9 +402,7 @@ def _absorb(
     return taken
 
 
-def _without_rim_views(
-    facts: Facts, taken: set[fx.Node], core: set[fx.Node]
-) -> set[fx.Node]:
+def _without_rim_views(facts: Facts, taken: set[fx.Node], core: set[fx.Node]) -> set[fx.Node]:
     """Views of values from outside stay outside, where they are free."""
     kept = set(taken)
     changed = True

@@ -26,7 +26,7 @@ from torch_helion.capture.axes import (
     refusal,
     space_of,
 )
-from torch_helion.capture.node_facts import Facts, Path
+from torch_helion.capture.node_facts import Facts, Path, is_tensor
 from torch_helion.capture.sizes import shape_of
 
 aten = torch.ops.aten
@@ -82,9 +82,8 @@ def space_of_attention(facts: Facts, attention: Attention) -> Space:
             _relate_flash(space, attention)
         elif node.target in PRODUCTS:
             _relate_product(space, node)
-        elif facts.kind(node) != "constant" and isinstance(node.meta["val"], torch.Tensor):
-            if node not in space.dims:
-                space.update(space_of(facts, node))
+        elif facts.kind(node) != "constant" and is_tensor(node) and node not in space.dims:
+            space.update(space_of(facts, node))
     connect(space, facts, attention.nodes, set(space.dims) & set(attention.nodes))
     space.check_distinct()
     return space
@@ -126,7 +125,7 @@ def _relate_flash(space: Space, attention: Attention) -> None:
         sizes = (*query[:3], key[2])
         shape = shape_of(_operand(node, flash.mask))
         start = len(whole) - len(shape)
-        dims = []
+        dims: list[Atoms] = []
         for extent, size, atoms in zip(shape, sizes[start:], whole[start:], strict=True):
             if extent == 1:
                 dims.append(())
@@ -215,9 +214,7 @@ def _roles(
         raise refusal(attention.first, "one axis stands in two places")
     shared = tuple(a for a in outer if a not in of_keys and a not in rows)
     row = rows[-1] if rows else None
-    return Roles(
-        space, outer, shared, row, keys[0], depth[0], width[0] if width else None, *uses
-    )
+    return Roles(space, outer, shared, row, keys[0], depth[0], width[0] if width else None, *uses)
 
 
 # -- the check's program --------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def default_stages() -> Stages:
 
 
 def families() -> tuple[Stages, ...]:
-    """What kernels are sought for, in order: each family sees the graph that the one before left."""
+    """What kernels are sought for, in order: each family sees what the one before left."""
     from torch_helion.capture import attention
 
     regions = default_stages()
