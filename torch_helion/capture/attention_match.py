@@ -30,6 +30,7 @@ aten = torch.ops.aten
 prims = torch.ops.prims
 
 FLASH = aten._scaled_dot_product_flash_attention_for_cpu.default
+BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 PRODUCTS = (aten.bmm.default, aten.mm.default)
 MAX_SCORE_NODES = 24
 """Calls between the products that compute."""
@@ -56,8 +57,7 @@ class Flash:
     scale: float
     causal: bool
     mask: Path | None
-    logsumexp: fx.Node | None
-    """the second result, where something uses it"""
+    backward: bool
 
 
 @dataclass(frozen=True)
@@ -86,26 +86,31 @@ class Attention(Region):
 
 
 def match_flash(facts: Facts, node: fx.Node, number: dict[fx.Node, int]) -> Attention:
-    """A call of `_scaled_dot_product_flash_attention_for_cpu`; raises `exc.LoweringError`."""
+    """A call of `_scaled_dot_product_flash_attention_for_cpu`, or of its backward; raises
+    `exc.LoweringError`.
+    """
     given = _arguments(node)
     if given["dropout_p"] != 0:
         raise refusal(node, "dropout")
-    head = node.meta["val"][0].shape[-1]
+    backward = node.target is BACKWARD
+    head = given["query"].meta["val"].shape[-1]
     scale = given["scale"] if given["scale"] is not None else _default_scale(node, given["query"])
     if not isinstance(scale, int | float) or not isinstance(head, int):
         raise refusal(node, "its scale or head size is not known when compiling")
     items = {int(user.args[1]): user for user in node.users}  # type: ignore[arg-type]
-    if 0 not in items or len(items) != len(node.users):
-        raise refusal(node, "its result is not used")
-    outputs = (items[0], *([items[1]] if 1 in items and items[1].users else []))
+    needed = range(3) if backward else (0,)
+    if any(i not in items for i in needed) or len(items) != len(node.users):
+        raise refusal(node, "some of its results are not used")
+    outputs = tuple(items[i] for i in sorted(items) if i in needed or items[i].users)
     mask = given["attn_mask"]
-    path = next((p for p, n in facts.operands(node) if n is mask and p not in _QKV), None)
-    flash = Flash(float(scale), bool(given["is_causal"]), path, items.get(1))
+    path = next((p for p, n in facts.operands(node) if n is mask and p not in _OPERANDS), None)
+    flash = Flash(float(scale), bool(given["is_causal"]), path, backward)
     core = {node, *items.values()}
     taken = _absorb(facts, core, [] if mask is None else [mask], number, _is_cheap)
     nodes = tuple(sorted(_without_rim_views(facts, taken, core), key=number.__getitem__))
     inputs = _inputs(facts, nodes)
-    return Attention(nodes, inputs, outputs, "attention", node, node, (), None, flash)
+    name = "attention_backward" if backward else "attention"
+    return Attention(nodes, inputs, outputs, name, node, node, (), None, flash)
 
 
 def _inputs(facts: Facts, nodes: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
@@ -128,7 +133,8 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     return {**found, **node.kwargs}
 
 
-_QKV: tuple[Path, ...] = ((0,), (1,), (2,))
+_OPERANDS: tuple[Path, ...] = tuple((i,) for i in range(5))
+"""Of ATen's operators, before their masks."""
 
 
 # -- the plain spelling ---------------------------------------------------------------------------
@@ -427,7 +433,7 @@ def candidates(
     for node in nodes:
         try:
             match = None
-            if node.target is FLASH:
+            if node.target in (FLASH, BACKWARD):
                 match = match_flash(facts, node, number)
             elif node.target is aten.div.Tensor:
                 match = match_softmax(facts, node, number)

@@ -15,11 +15,12 @@ import torch
 from torch import fx
 
 from torch_helion.capture import small_instance
-from torch_helion.capture.attention_match import FLASH, PRODUCTS, Attention
+from torch_helion.capture.attention_match import BACKWARD, FLASH, PRODUCTS, Attention
 from torch_helion.capture.axes import (
     Atom,
     Atoms,
     Conflict,
+    Dims,
     Space,
     Use,
     connect,
@@ -28,6 +29,7 @@ from torch_helion.capture.axes import (
 )
 from torch_helion.capture.node_facts import Facts, Path, is_tensor
 from torch_helion.capture.sizes import shape_of
+from torch_helion.ir.types import Size
 
 aten = torch.ops.aten
 
@@ -61,7 +63,8 @@ class Roles:
     def sizes(self) -> dict[str, Atom]:
         """The kernel's size arguments that are extents."""
         found = {f"n_{name}": a for name, a in zip(self.outer_names, self.outer, strict=True)}
-        return {**found, "n_n": self.key, **({"n_m": self.row} if self.row is not None else {})}
+        row = {} if self.row is None else {"n_m": self.row}
+        return {**found, **row, "n_n": self.key}
 
 
 def roles_of(facts: Facts, attention: Attention) -> Roles:
@@ -78,7 +81,7 @@ def roles_of(facts: Facts, attention: Attention) -> Roles:
 def space_of_attention(facts: Facts, attention: Attention) -> Space:
     space = Space()
     for node in attention.nodes:
-        if node.target is FLASH:
+        if node.target in (FLASH, BACKWARD):
             _relate_flash(space, attention)
         elif node.target in PRODUCTS:
             _relate_product(space, node)
@@ -100,40 +103,55 @@ def _relate_product(space: Space, node: fx.Node) -> None:
 
 
 def _relate_flash(space: Space, attention: Attention) -> None:
-    """out[b, h, m, e] of q[b, h, m, d], k[b, h / groups, n, d], v[b, h / groups, n, e]."""
+    """out[b, h, m, e] of q[b, h, m, d], k[b, h / groups, n, d], v[b, h / groups, n, e]; backward:
+    of the gradient of out, q, k, v, out, logsumexp[b, h, m].
+    """
     node, flash = attention.first, attention.flash
     assert flash is not None
-    query, key, value = (shape_of(n) for n in node.args[:3])  # type: ignore[arg-type]
+    first = int(flash.backward)
+    query, key, value = (shape_of(n) for n in node.args[first : first + 3])  # type: ignore[arg-type]
     batch, heads, rows, depth = space.fresh_dims(query)
-    (few,) = space.fresh_dims(key[1:2])
+    few = _heads_of_keys(space, heads, query[1], key[1])
     (keys,) = space.fresh_dims(key[2:3])
     (width,) = space.fresh_dims(value[3:])
-    if not few or key[1] == query[1]:
-        few = heads if few else ()
-    else:
-        share = sympy.sympify(query[1]) / sympy.sympify(key[1])
-        if not share.is_Integer:
-            raise Conflict(f"{query[1]} heads for {key[1]} of the keys")
-        space.unify(heads, (*few, space.fresh(int(share))))
-    space.dims[node, (0,)] = (batch, heads, rows, depth)
-    space.dims[node, (1,)] = (batch, few, keys, depth)
-    space.dims[node, (2,)] = (batch, few, keys, width)
+    queries, found = (batch, heads, rows, depth), (batch, heads, rows, width)
+    of_keys, of_values = (batch, few, keys, depth), (batch, few, keys, width)
+    operands: tuple[Dims, ...] = (queries, of_keys, of_values)
+    results: tuple[Dims, ...] = (found, found[:3])
+    if flash.backward:
+        results, operands = operands, (found, *operands, found, found[:3])
+    for place, dims in enumerate(operands):
+        space.dims[node, (place,)] = dims
     for item in node.users:
-        space.dims[item] = (batch, heads, rows, *((width,) if item.args[1] == 0 else ()))
+        space.dims[item] = results[int(item.args[1])]  # type: ignore[arg-type]
     if flash.mask is not None:
-        whole = (batch, heads, rows, keys)
-        sizes = (*query[:3], key[2])
         shape = shape_of(_operand(node, flash.mask))
-        start = len(whole) - len(shape)
-        dims: list[Atoms] = []
-        for extent, size, atoms in zip(shape, sizes[start:], whole[start:], strict=True):
-            if extent == 1:
-                dims.append(())
-            elif extent == size:
-                dims.append(atoms)
-            else:
-                raise Conflict(f"a mask of {extent} for {size}")
-        space.dims[node, flash.mask] = tuple(dims)
+        sizes = (*query[:3], key[2])
+        space.dims[node, flash.mask] = _broadcast(shape, sizes, (batch, heads, rows, keys))
+
+
+def _heads_of_keys(space: Space, heads: Atoms, many: Size, few: Size) -> Atoms:
+    if few == many:
+        return heads
+    if few == 1:
+        return ()
+    share = sympy.sympify(many) / sympy.sympify(few)
+    if not share.is_Integer:
+        raise Conflict(f"{many} heads for {few} of the keys")
+    (found,) = space.fresh_dims((few,))
+    space.unify(heads, (*found, space.fresh(int(share))))
+    return found
+
+
+def _broadcast(shape: tuple[Size, ...], sizes: tuple[Size, ...], whole: Dims) -> Dims:
+    """The dimensions of a mask."""
+    start = len(whole) - len(shape)
+    dims: list[Atoms] = []
+    for extent, size, atoms in zip(shape, sizes[start:], whole[start:], strict=True):
+        if extent not in (1, size):
+            raise Conflict(f"a mask of {extent} for {size}")
+        dims.append(() if extent == 1 else atoms)
+    return tuple(dims)
 
 
 def _operand(node: fx.Node, path: Path) -> fx.Node:
@@ -147,21 +165,14 @@ def _operand(node: fx.Node, path: Path) -> fx.Node:
 
 
 def _of_flash(space: Space, attention: Attention) -> Roles:
-    node = attention.first
-    batch, heads, rows, depth = space.of((node, (0,)))
-    _, few, keys, _ = space.of((node, (1,)))
-    width = space.of((node, (2,)))[3]
-    return _roles(
-        space,
-        attention,
-        (*batch, *heads),
-        rows,
-        keys,
-        depth,
-        width,
-        set(few) | set(batch),
-        ((node, (0,)), (node, (1,)), (node, (2,))),
-    )
+    node, flash = attention.first, attention.flash
+    assert flash is not None
+    uses = tuple((node, (int(flash.backward) + place,)) for place in range(3))
+    batch, heads, rows, depth = space.of(uses[0])
+    _, few, keys, _ = space.of(uses[1])
+    width = space.of(uses[2])[3]
+    outer, has = (*batch, *heads), {*batch, *few}
+    return _roles(space, attention, outer, rows, keys, depth, width, has, uses)  # type: ignore[arg-type]
 
 
 def _of_products(facts: Facts, space: Space, attention: Attention) -> Roles:
@@ -252,7 +263,7 @@ class Program(small_instance.Program):
         return {name: small.atoms[atom] for name, atom in self.roles.sizes().items()}
 
     def has_rule(self, node: fx.Node) -> bool:
-        return self.facts.call(node).target not in (FLASH, *PRODUCTS)
+        return self.facts.call(node).target not in (FLASH, BACKWARD, *PRODUCTS)
 
     def _run(self, node: fx.Node, args: list[Any], kwargs: dict[str, Any], precise: bool) -> Any:
         if not self.has_rule(node):
