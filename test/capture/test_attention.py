@@ -130,21 +130,70 @@ def test_logsumexp_is_what_the_backward_expects(mask: bool) -> None:
     run(fn, q, k, v, hidden)
 
 
-def test_gradients() -> None:
+def gradients_of(fn: Callable[..., Tensor], args: list[Tensor], weight: Tensor) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_() for x in args]
+    return list(torch.autograd.grad((fn(*leaves) * weight).sum(), leaves))
+
+
+def check_gradients(fn: Callable[..., Tensor], args: list[Tensor]) -> list[str]:
+    """Compare gradients by the accuracy rule; the names of the kernels that made them."""
+    weight = torch.randn(fn(*args).shape).to(args[0].dtype)
+    compiled = torch.compile(fn, backend="helion")
+    with _testing.recorded_graphs() as records:
+        got = gradients_of(compiled, args, weight)
+    truth = gradients_of(fn, [x.double() for x in args], weight.double())
+    _testing.assert_right(got, gradients_of(fn, args, weight), truth)
+    return [region.name for record in records for region in record.regions]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients(causal: bool, dtype: torch.dtype) -> None:
+    def fn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return sdpa(q, k, v, is_causal=causal, enable_gqa=True)
+
+    names = check_gradients(fn, list(qkv(heads=4, shared=2, rows=150, keys=150, dtype=dtype)))
+    assert {"attention", "attention_backward"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"rows": 5, "keys": 300},
+        {"rows": 300, "keys": 5},
+        {"heads": 4, "shared": 1, "batch": 4},
+        {"batch": 1, "heads": 2, "rows": 129, "keys": 257, "depth": 24},
+    ],
+    ids=str,
+)
+def test_gradients_of_sizes(sizes: dict[str, Any]) -> None:
     for causal in (False, True):
-        leaves = [x.requires_grad_() for x in qkv(heads=4, shared=2)]
-        compiled = torch.compile(
-            lambda q, k, v, c=causal: sdpa(q, k, v, is_causal=c, enable_gqa=True), backend="helion"
-        )
-        weight = torch.randn(2, 4, 70, 16)
-        got = torch.autograd.grad((compiled(*leaves) * weight).sum(), leaves)
-        out = sdpa(*leaves, is_causal=causal, enable_gqa=True)
-        want = torch.autograd.grad((out * weight).sum(), leaves)
-        exact = [x.detach().double().requires_grad_() for x in leaves]
-        truth = sdpa(*exact, is_causal=causal, enable_gqa=True)
-        reference = torch.autograd.grad((truth * weight).sum(), exact)
-        for ours, theirs, true in zip(got, want, reference, strict=True):
-            assert (ours - true).norm() <= 2 * (theirs - true).norm() + 1e-6 * true.norm()
+
+        def fn(q: Tensor, k: Tensor, v: Tensor, causal: bool = causal) -> Tensor:
+            return sdpa(q, k, v, is_causal=causal, enable_gqa="shared" in sizes)
+
+        assert "attention_backward" in check_gradients(fn, list(qkv(**sizes)))
+
+
+def test_gradients_with_a_mask_and_in_other_layouts() -> None:
+    hidden = torch.where(torch.rand(70, 70) > 0.5, 0.0, -INF)
+    hidden[7] = -INF
+    hidden = hidden + torch.randn(70, 70)
+
+    def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return sdpa(q, k, v, attn_mask=hidden.to(q.dtype))
+
+    def joined(x: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in x.unbind(2))
+        return sdpa(q, k, v).transpose(1, 2).reshape(2, 70, 48)
+
+    assert "attention_backward" in check_gradients(masked, list(qkv()))
+    assert "attention_backward" in check_gradients(joined, [torch.randn(2, 70, 3, 3, 16)])
+
+
+def test_one_gradient_of_a_single_query_is_left() -> None:
+    names = check_gradients(sdpa, list(qkv(rows=1)))
+    assert "attention" in names and "attention_backward" not in names
 
 
 def test_layouts() -> None:

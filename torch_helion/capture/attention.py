@@ -11,13 +11,14 @@ Every attention that is proposed has been built once here, so that nothing is ta
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
 from torch import fx
 
-from torch_helion import exc
+from torch_helion import _hardware, exc
 from torch_helion._logging import get_logger
 from torch_helion.capture import attention_emit
 from torch_helion.capture.attention_match import Attention, candidates
@@ -52,13 +53,29 @@ def find_attention(
             for node in match.nodes:
                 if (why := mutations.forbids(node)) is not None:
                     raise exc.LoweringError(str(node.target), "any dtype", why)
-            attention_kernel(match, lowerings)
+            made = attention_kernel(match, lowerings)
+            if (why := _loses(match, made)) is not None:
+                raise exc.LoweringError(str(match.second.target), "any dtype", why)
             found.append(match)
         except exc.LoweringError as error:
             why = str(getattr(error, "why", None) or error)
             logger.debug("%s is left to ATen: %s", match.second.name, why)
             declined.append(Declined(match.second, why))
     return found, declined
+
+
+def _loses(match: Attention, made: RegionKernel) -> str | None:
+    """Why ATen is faster: measured, forward kernels never lose; a backward one gives a thread to
+    each head of the keys, where ATen gives one to each head of the queries.
+    """
+    if match.flash is None or not match.flash.backward:
+        return None
+    query, key = (match.first.args[place].meta["val"] for place in (1, 2))  # type: ignore[union-attr]
+    shared = query.shape[1] != key.shape[1]
+    steps = math.prod(n for s, n in made.hints.items() if str(s).startswith("n_h"))
+    if shared and steps < _hardware.cores():
+        return f"{steps} heads of keys for {_hardware.cores()} cores"
+    return None
 
 
 def attention_kernel(region: Attention, lowerings: Mapping[Any, Any]) -> RegionKernel:

@@ -2,8 +2,9 @@
 
 What flows in: an `Attention` (a call of `_scaled_dot_product_flash_attention_for_cpu_backward`) and
 its `Roles`. What flows out: the kernel, as `attention_emit.py` gives one. Weights are computed
-again from the scores and their logsumexp, tile by tile. A grid step is one head of the keys, so that all
-three gradients come from one pass over the scores (five products for each tile, not seven):
+again from the scores and their logsumexp, tile by tile. A grid step is one head of the keys, so
+that all three gradients come from one pass over the scores (five products for each tile, not
+seven):
 
     delta = sum over e of dout · out
     for each tile of keys:
