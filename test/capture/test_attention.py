@@ -248,6 +248,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "shared keys": lambda q, k, v: plain(q, repeat(k[:, :1], 3), repeat(v[:, :1], 3)),
     "narrow values": lambda q, k, v: plain(q, k, v[..., :5]),
     "three dimensions": lambda q, k, v: plain(q[0], k[0], v[0]),
+    "nothing between": lambda q, k, v: torch.softmax(torch.bmm(q[0], k[0].mT), -1) @ v[0],
     "two dimensions": lambda q, k, v: plain(q[0, 0], k[0, 0], v[0, 0]),
     "written out": lambda q, k, v: (lambda e: (e / e.sum(-1, keepdim=True)) @ v)(
         (lambda s: torch.exp(s - s.amax(-1, keepdim=True)))(scores(q, k))
@@ -285,6 +286,18 @@ def test_biases() -> None:
         lambda q, k, v, p: torch.softmax(scores(q, k).masked_fill(p == 0, -INF), -1) @ v,
         q, k, v, padding,
     )  # fmt: skip
+
+
+def test_a_product_with_something_added() -> None:
+    q, k, v = (x[0] for x in qkv())
+    bias = torch.randn(3, 1, 70)
+    for beta, alpha in ((1.0, 0.25), (0.5, 1.0), (0, 2.0)):
+        run(
+            lambda q, k, v, b, beta=beta, alpha=alpha: (
+                torch.softmax(torch.baddbmm(b, q, k.mT, beta=beta, alpha=alpha), -1) @ v
+            ),
+            q, k, v, bias, matched=beta != 0,
+        )  # fmt: skip
 
 
 def test_one_query_and_a_scalar_tensor() -> None:

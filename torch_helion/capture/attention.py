@@ -21,10 +21,11 @@ from torch import fx
 from torch_helion import _hardware, exc
 from torch_helion._logging import get_logger
 from torch_helion.capture import attention_emit
-from torch_helion.capture.attention_match import Attention, candidates
+from torch_helion.capture.attention_match import BEGINNINGS, Attention, candidates, operand_at
 from torch_helion.capture.attention_space import Program
+from torch_helion.capture.axes import refusal
 from torch_helion.capture.mutation import Mutations
-from torch_helion.capture.node_facts import Facts
+from torch_helion.capture.node_facts import Facts, unsupported_tensor
 from torch_helion.capture.probe import Probe
 from torch_helion.capture.region_to_kernel import RegionKernel, graph_hints, structural_key
 from torch_helion.capture.regions import Declined
@@ -41,6 +42,8 @@ def find_attention(
 ) -> tuple[list[Attention], list[Declined]]:
     """The attentions of a graph that become kernels, and why others do not."""
     nodes = list(graph.nodes)
+    if not any(node.target in BEGINNINGS for node in nodes):
+        return [], []
     mutations = Mutations(graph)
     probe = Probe()
     facts = Facts(lowerings, lambda f, n: mutations.forbids(n) or probe(f, n))
@@ -50,18 +53,28 @@ def find_attention(
     for match in matches:
         match = dataclasses.replace(match, program=Program)
         try:
-            for node in match.nodes:
-                if (why := mutations.forbids(node)) is not None:
-                    raise exc.LoweringError(str(node.target), "any dtype", why)
+            _require_supported(match, mutations)
             made = attention_kernel(match, lowerings)
             if (why := _loses(match, made)) is not None:
-                raise exc.LoweringError(str(match.second.target), "any dtype", why)
+                raise refusal(match.second, why)
             found.append(match)
         except exc.LoweringError as error:
             why = str(getattr(error, "why", None) or error)
             logger.debug("%s is left to ATen: %s", match.second.name, why)
             declined.append(Declined(match.second, why))
     return found, declined
+
+
+def _require_supported(match: Attention, mutations: Mutations) -> None:
+    for node in match.nodes:
+        if (why := mutations.forbids(node)) is not None:
+            raise refusal(node, why)
+    for node in (*match.inputs, *match.outputs):
+        if (why := unsupported_tensor(node.meta["val"])) is not None:
+            raise refusal(match.second, f"{node.name}: {why}")
+    path = match.flash.mask if match.flash is not None else None
+    if path is not None and not operand_at(match.first, path).meta["val"].is_floating_point():
+        raise refusal(match.first, "a mask that is not added")
 
 
 def _loses(match: Attention, made: RegionKernel) -> str | None:

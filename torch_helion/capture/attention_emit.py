@@ -30,7 +30,7 @@ from torch_helion import exc
 from torch_helion.capture.attention_backward import BackwardEmitter
 from torch_helion.capture.attention_base import TileEmitter
 from torch_helion.capture.attention_masks import CAUSAL, EVERYTHING, Band, Masks
-from torch_helion.capture.attention_match import Attention
+from torch_helion.capture.attention_match import ADDED, Attention
 from torch_helion.capture.attention_space import Roles, roles_of
 from torch_helion.capture.axes import Atom, refusal
 from torch_helion.capture.collapse import reachable
@@ -270,9 +270,9 @@ class AttentionEmitter(TileEmitter):
                 self.value(instance)
 
     def _scores(self) -> Instance:
+        """What the softmax is taken of, as its maximum reads it."""
         assert self.attention.softmax is not None
-        scores = self.attention.softmax.scores
-        return self.trace.pull(scores, self.trace.canonical(scores), ())
+        return self.use((self.attention.softmax.nodes[0], (0,)))
 
     def _tile(self, queries: Value, key: Axis, state: list[Value]) -> list[Value]:
         b, roles = self.b, self.roles
@@ -301,8 +301,23 @@ class AttentionEmitter(TileEmitter):
         flash, first = self.attention.flash, self.attention.first
         if flash is not None:
             return self.flash_score(product, first, flash)
+        if first.target is ADDED:
+            product = self._added(first, product)
         self.given[first] = self.b.cast(product, first.meta["val"].dtype)
         return self.b.cast(self.value(self._scores()), self.acc_dtype)
+
+    def _added(self, first: fx.Node, product: Value) -> Value:
+        """beta · input + alpha · product"""
+        b = self.b
+        beta, alpha = (first.kwargs.get(name, 1) for name in ("beta", "alpha"))
+        if not all(isinstance(x, int | float) for x in (beta, alpha)):
+            raise refusal(first, "its factors are not known when compiling")
+        if beta == 0:
+            raise refusal(first, "what it adds is not read")
+        product = b.pointwise("mul", product, self.number(float(alpha)))  # type: ignore[arg-type]
+        added = b.cast(self.value(self.use((first, (0,)))), self.acc_dtype)
+        added = b.pointwise("mul", added, self.number(float(beta)))  # type: ignore[arg-type]
+        return b.pointwise("add", added, product)
 
     # -- results ----------------------------------------------------------------------------------
 

@@ -32,6 +32,10 @@ prims = torch.ops.prims
 FLASH = aten._scaled_dot_product_flash_attention_for_cpu.default
 BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 PRODUCTS = (aten.bmm.default, aten.mm.default)
+ADDED = aten.baddbmm.default
+"""A product of scores with something added: beta · input + alpha · (a · b)."""
+BEGINNINGS = frozenset((FLASH, BACKWARD, aten.div.Tensor))
+"""What every attention has: ATen's operators, or the division that ends a softmax."""
 MAX_SCORE_NODES = 24
 """Calls between the products that compute."""
 
@@ -135,6 +139,18 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 
 _OPERANDS: tuple[Path, ...] = tuple((i,) for i in range(5))
 """Of ATen's operators, before their masks."""
+
+
+def factors(product: fx.Node) -> tuple[Path, Path]:
+    """Where a product has what it multiplies."""
+    return ((1,), (2,)) if product.target is ADDED else ((0,), (1,))
+
+
+def operand_at(node: fx.Node, path: Path) -> fx.Node:
+    (place,) = path
+    found = node.args[place] if isinstance(place, int) else node.kwargs[place]
+    assert isinstance(found, fx.Node)
+    return found
 
 
 # -- the plain spelling ---------------------------------------------------------------------------
@@ -250,7 +266,7 @@ def _scores_product(facts: Facts, scores: fx.Node, number: dict[fx.Node, int]) -
     work = [scores]
     while work:
         node = work.pop()
-        if node.target in PRODUCTS:
+        if node.target in (*PRODUCTS, ADDED):
             found.add(node)
             continue
         row = facts.lowerings.get(node.target) if node.op == "call_function" else None  # type: ignore[call-overload]

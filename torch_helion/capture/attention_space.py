@@ -15,7 +15,15 @@ import torch
 from torch import fx
 
 from torch_helion.capture import small_instance
-from torch_helion.capture.attention_match import BACKWARD, FLASH, PRODUCTS, Attention
+from torch_helion.capture.attention_match import (
+    ADDED,
+    BACKWARD,
+    FLASH,
+    PRODUCTS,
+    Attention,
+    factors,
+    operand_at,
+)
 from torch_helion.capture.axes import (
     Atom,
     Atoms,
@@ -27,7 +35,7 @@ from torch_helion.capture.axes import (
     refusal,
     space_of,
 )
-from torch_helion.capture.node_facts import Facts, Path, is_tensor
+from torch_helion.capture.node_facts import Facts, is_tensor
 from torch_helion.capture.sizes import shape_of
 from torch_helion.ir.types import Size
 
@@ -83,7 +91,7 @@ def space_of_attention(facts: Facts, attention: Attention) -> Space:
     for node in attention.nodes:
         if node.target in (FLASH, BACKWARD):
             _relate_flash(space, attention)
-        elif node.target in PRODUCTS:
+        elif node.target in (*PRODUCTS, ADDED):
             _relate_product(space, node)
         elif facts.kind(node) != "constant" and is_tensor(node) and node not in space.dims:
             space.update(space_of(facts, node))
@@ -93,13 +101,17 @@ def space_of_attention(facts: Facts, attention: Attention) -> Space:
 
 
 def _relate_product(space: Space, node: fx.Node) -> None:
-    a, b = (shape_of(n) for n in node.args[:2])  # type: ignore[arg-type]
+    left, right = factors(node)
+    a, b = (shape_of(operand_at(node, path)) for path in (left, right))
     batch = space.fresh_dims(a[:-2])
     m, k = space.fresh_dims(a[-2:])
     (n,) = space.fresh_dims(b[-1:])
-    space.dims[node, (0,)] = (*batch, m, k)
-    space.dims[node, (1,)] = (*batch, k, n)
+    space.dims[node, left] = (*batch, m, k)
+    space.dims[node, right] = (*batch, k, n)
     space.dims[node] = (*batch, m, n)
+    if node.target is ADDED:
+        added = shape_of(operand_at(node, (0,)))
+        space.dims[node, (0,)] = _broadcast(added, shape_of(node), space.dims[node])
 
 
 def _relate_flash(space: Space, attention: Attention) -> None:
@@ -125,7 +137,7 @@ def _relate_flash(space: Space, attention: Attention) -> None:
     for item in node.users:
         space.dims[item] = results[int(item.args[1])]  # type: ignore[arg-type]
     if flash.mask is not None:
-        shape = shape_of(_operand(node, flash.mask))
+        shape = shape_of(operand_at(node, flash.mask))
         sizes = (*query[:3], key[2])
         space.dims[node, flash.mask] = _broadcast(shape, sizes, (batch, heads, rows, keys))
 
@@ -154,13 +166,6 @@ def _broadcast(shape: tuple[Size, ...], sizes: tuple[Size, ...], whole: Dims) ->
     return tuple(dims)
 
 
-def _operand(node: fx.Node, path: Path) -> fx.Node:
-    (place,) = path
-    found = node.args[place] if isinstance(place, int) else node.kwargs[place]
-    assert isinstance(found, fx.Node)
-    return found
-
-
 # -- roles ----------------------------------------------------------------------------------------
 
 
@@ -184,11 +189,11 @@ def _of_products(facts: Facts, space: Space, attention: Attention) -> Roles:
     *batch, rows, width = space.of(second)
     if attention.weights == (1,):
         rows, width = width, rows
-    if set(keys) & set(space.atoms((first, (0,)))):
-        queries, key = (first, (1,)), (first, (0,))
-    else:
-        queries, key = (first, (0,)), (first, (1,))
-    depth = space.of((first, (0,)))[-1]
+    left, right = factors(first)
+    depth = space.of((first, left))[-1]
+    if set(keys) & set(space.atoms((first, left))):
+        left, right = right, left
+    queries, key = (first, left), (first, right)
     outer = tuple(a for dim in batch for a in dim)
     if set(space.atoms((second, attention.weights))) != {*outer, *rows, *keys}:
         raise refusal(second, "the weights are not read as scores of queries and keys")
@@ -263,7 +268,7 @@ class Program(small_instance.Program):
         return {name: small.atoms[atom] for name, atom in self.roles.sizes().items()}
 
     def has_rule(self, node: fx.Node) -> bool:
-        return self.facts.call(node).target not in (FLASH, BACKWARD, *PRODUCTS)
+        return self.facts.call(node).target not in (FLASH, BACKWARD, ADDED, *PRODUCTS)
 
     def _run(self, node: fx.Node, args: list[Any], kwargs: dict[str, Any], precise: bool) -> Any:
         if not self.has_rule(node):
