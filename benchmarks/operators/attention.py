@@ -68,7 +68,8 @@ def plain_window(q, k, v):
 
 
 def plain_alibi(q, k, v, slopes):
-    return torch.softmax(scores(q, k) - slopes[:, None, None] * difference(q, k), -1) @ v
+    biased = scores(q, k) - slopes[:, None, None] * difference(q, k)
+    return torch.softmax(biased, -1).to(v.dtype) @ v
 
 
 def plain_softcap(q, k, v):
@@ -151,9 +152,24 @@ def few_queries(
     return Case(name, "small", dtype, make, read, 0, flops)
 
 
+def training(name: str, dtype: str, heads: int, length: int) -> Case:
+    function = sdpa_causal if name.endswith("causal") else sdpa
+
+    def make():
+        shape = (1, heads, length, 64)
+        q, k, v = (torch.randn(shape, dtype=DTYPES[dtype]).requires_grad_() for _ in "qkv")
+        return function, (q, k, v)
+
+    flops = 14.0 * heads * length * length * 64 / (2 if name.endswith("causal") else 1)
+    bytes_ = heads * length * 64 * DTYPES[dtype].itemsize
+    return Case(name, "large", dtype, make, 8 * bytes_, 5 * bytes_, flops, train=True)
+
+
 def cases() -> list[Case]:
     found = []
     for dtype in DTYPES:
+        found += [training("training", dtype, 12, 1024)]
+        found += [training("training causal", dtype, 12, 1024)]
         for spec in FORMS:
             found.append(case(spec, "large", dtype, 1, 12, 1024))
             if spec[0] in ("sdpa", "sdpa causal", "plain window", "plain softcap"):

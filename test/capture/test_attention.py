@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import torch_helion
 from torch_helion import _testing
+from torch_helion.capture import attention, attention_emit
 from torch_helion.capture.backend import register
 from torch_helion.explain import ExplainReport
 
@@ -41,6 +42,7 @@ def double(value: Any) -> Any:
 
 def run(fn: Callable[..., Any], *args: Any, matched: bool = True, **options: Any) -> ExplainReport:
     """The report; the program's output is right, and an attention became a kernel (or did not)."""
+    torch._dynamo.reset()  # else sizes that differ from an earlier call's are dynamic
     report = torch_helion.explain(fn, *args, compile_options=options)
     names = [r.name for r in report.regions if r.name.startswith("attention")]
     assert bool(names) is matched, (names, [(d.target, d.reason) for d in report.declined])
@@ -216,6 +218,27 @@ def test_dynamic_lengths() -> None:
                 torch._dynamo.mark_dynamic(x, 2)
             _testing.assert_right(fn(*args), sdpa(*args, is_causal=True))
     assert len(records) == 1 and records[0].regions
+
+
+def test_keys_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few heads and queries on many cores: a second phase joins what parts of the keys gave."""
+    monkeypatch.setattr(attention_emit._hardware, "cores", lambda: 8)
+    attention._built.clear()
+    grouped = lambda q, k, v: sdpa(q, k, v, enable_gqa=True)  # noqa: E731
+    sizes: dict[str, Any] = {"batch": 1, "keys": 2500, "depth": 32}
+    report = run(grouped, *qkv(heads=4, shared=1, rows=1, **sizes))
+    assert "hl.barrier" in loop_of(report)
+    run(grouped, *qkv(heads=4, shared=2, rows=3, dtype=torch.bfloat16, **sizes))
+    run(lambda q, k, v: plain(q, k, v).transpose(1, 2).reshape(1, 5, 96), *qkv(rows=5, **sizes))
+    mask = torch.full((3, 2500), -INF)
+    mask[1, 7], mask[2, 2400:] = 0, 0
+    run(lambda q, k, v, m: sdpa(q, k, v, attn_mask=m), *qkv(heads=1, rows=3, **sizes), mask)
+    window = lambda q, k, v: (  # noqa: E731
+        torch.softmax(scores(q, k).masked_fill(difference(q, k) < -900, -INF), -1) @ v
+    )
+    report = run(window, *qkv(heads=1, rows=3, **sizes))
+    assert "flags" in loop_of(report)
+    attention._built.clear()
 
 
 def test_dropout_is_left() -> None:

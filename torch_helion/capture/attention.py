@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
+import torch
 from torch import fx
 
 from torch_helion import _hardware, exc
@@ -33,6 +34,7 @@ from torch_helion.capture.sizes import hint_of
 
 logger = get_logger("fusion")
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_KEPT = 64
 _built: dict[Any, Any] = {}
 
@@ -66,6 +68,9 @@ def find_attention(
 
 
 def _require_supported(match: Attention, mutations: Mutations) -> None:
+    dtype = match.outputs[0].meta["val"].dtype
+    if dtype not in DTYPES:
+        raise refusal(match.second, f"attention in {dtype}")
     for node in match.nodes:
         if (why := mutations.forbids(node)) is not None:
             raise refusal(node, why)

@@ -26,7 +26,7 @@ import sympy
 import torch
 from torch import fx
 
-from torch_helion import exc
+from torch_helion import _hardware, exc
 from torch_helion.capture.attention_backward import BackwardEmitter
 from torch_helion.capture.attention_base import TileEmitter
 from torch_helion.capture.attention_masks import CAUSAL, EVERYTHING, Band, Masks
@@ -39,7 +39,15 @@ from torch_helion.capture.node_facts import Facts
 from torch_helion.capture.sizes import hint_of
 from torch_helion.capture.trace import Gathered, Instance
 from torch_helion.ir.graph import Value
-from torch_helion.ir.types import Affine, Axis, Buffer, Size, begin_symbol, contiguous_strides
+from torch_helion.ir.types import (
+    Affine,
+    Axis,
+    Buffer,
+    IndexExpr,
+    Size,
+    begin_symbol,
+    contiguous_strides,
+)
 
 F32, F64 = torch.float32, torch.float64
 CASTS = frozenset({
@@ -48,7 +56,8 @@ CASTS = frozenset({
 })  # fmt: skip
 FEW_ROWS = 8
 """With as few queries, heads that share keys are rows of one tile."""
-DTYPES = (F32, F64, torch.bfloat16, torch.float16)
+PART = 512
+"""Least keys of a part, where several steps share the keys of a head."""
 
 
 def build(
@@ -98,11 +107,18 @@ class AttentionEmitter(TileEmitter):
         grid, blocks = self._declare_axes()
         self.band = self._visible()
         flags = self._flag_phase() if self.band and self.attention.mask_matters else None
-        with self.b.grid(*grid, blocks=blocks):
+        parts = self._parts()
+        split = [self.b.axis("s", parts)] if parts > 1 else []
+        with self.b.grid(*grid, *split, blocks=[*blocks, *[1 for _ in split]]):
             self._read_flag(flags)
             queries = self.value(self.use(self.roles.queries))
-            state = self._over_keys(queries)
-            self._finish_rows(state)
+            state = self._over_keys(queries, parts)
+            if not split:
+                self._finish_rows(state)
+            else:
+                kept = self._keep(state, split[0])
+        if split:
+            self._join(kept, parts)
         return self.emitted()
 
     def _declare_axes(self) -> tuple[list[Axis], list[Size]]:
@@ -129,6 +145,63 @@ class AttentionEmitter(TileEmitter):
             return True
         rows = hint_of(self.roles.space.extents[self.roles.row], self.hints)
         return rows is not None and rows <= FEW_ROWS
+
+    # -- keys in parts ----------------------------------------------------------------------------
+
+    def _parts(self) -> int:
+        """How many grid steps share the keys of a head: several where heads are too few for the
+        threads and a head has few queries.
+        """
+        if not self._few_rows():
+            return 1
+        space, shared = self.roles.space, self.roles.shared
+        counts = [
+            hint_of(space.extents[a], self.hints) for a in self.roles.outer if a not in shared
+        ]
+        keys = hint_of(space.extents[self.roles.key], self.hints)
+        if keys is None or any(n is None for n in counts):
+            return 1
+        steps, cores = math.prod(n for n in counts if n), _hardware.cores()
+        if steps >= cores:
+            return 1
+        return max(1, min(-(-2 * cores // max(1, steps)), keys // PART))
+
+    def _keep(self, state: list[Value], split: Axis) -> list[Buffer]:
+        """Store what one part of the keys gave."""
+        b, buffers = self.b, []
+        for name, value in zip(("tops", "totals", "accs"), state, strict=True):
+            more = self.columns if name == "accs" else []
+            shape = tuple(a.size for a in (*self.rows, split, *more))
+            strides = contiguous_strides(shape)
+            buffers.append(b.buffer(name, self.acc_dtype, shape, strides, "workspace"))
+            index: list[IndexExpr] = [Affine.of(a) for a in self.rows]
+            index += [Affine((), begin_symbol(split)), *(Affine.of(a) for a in more)]
+            b.store(buffers[-1], index, value)
+        return buffers
+
+    def _join(self, kept: list[Buffer], parts: int) -> None:
+        """A second phase: the parts of each row together."""
+        b, roles = self.b, self.roles
+        self.phase = Phase(1, {}, {})
+        grid = [self.set_axis(atom, f"o{number}") for number, atom in enumerate(roles.outer)]
+        blocks: list[Size] = [1] * len(grid)
+        if roles.row is not None:
+            grid.append(self.set_axis(roles.row, "om"))
+            blocks.append(FEW_ROWS)
+        if roles.width is not None:
+            self.set_axis(roles.width, "oe")
+        split = b.axis("parts", parts, "full")
+        with b.grid(*grid, blocks=blocks):
+            index = [Affine.of(a) for a in (*self.rows, split)]
+            tops, totals = (b.load(buffer, index) for buffer in kept[:2])
+            accs = b.load(kept[2], [*index, *(Affine.of(a) for a in self.columns)])
+            top = b.reduce("max", tops, [split], hint="top")
+            scale = b.pointwise("exp", b.pointwise("sub", tops, self._base(top)))
+            total, acc = (
+                b.reduce("sum", b.pointwise("mul", value, scale), [split])
+                for value in (totals, accs)
+            )
+            self._finish_rows([top, total, acc])
 
     # -- places and values ----------------------------------------------------------------------
 
@@ -168,7 +241,7 @@ class AttentionEmitter(TileEmitter):
         width = self.roles.width
         return [] if width is None else [self.axis_of(width)]
 
-    def _over_keys(self, queries: Value) -> list[Value]:
+    def _over_keys(self, queries: Value, parts: int) -> list[Value]:
         """top, total, acc after all tiles."""
         b = self.b
         state = [
@@ -178,6 +251,10 @@ class AttentionEmitter(TileEmitter):
         ]
         self._before_loop()
         begin, size = self._range()
+        if parts > 1:
+            each = sympy.ceiling(size / sympy.Integer(parts))
+            begin = begin + each * begin_symbol("s")
+            size = sympy.Max(0, sympy.Min(each, size - each * begin_symbol("s")))
         key = b.axis("n", size)
         inside = self.inside({self.roles.key: key}, {self.roles.key: begin})
         with inside, b.tile_loop([key], state, [b.block("n")]) as loop:
@@ -192,6 +269,7 @@ class AttentionEmitter(TileEmitter):
         row = None if roles.row is None else self.trace.name(roles.row)
         masks = Masks(row, self.trace.name(roles.key))
         if flash is None:
+            masks.added = self.attention.first.meta["val"].dtype is not torch.float16
             return masks.visible(self._scores())
         band = CAUSAL if flash.causal else EVERYTHING
         if flash.mask is not None:

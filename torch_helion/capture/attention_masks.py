@@ -67,9 +67,13 @@ class Linear:
 class Masks:
     """Reads bands off the instances of one score."""
 
-    def __init__(self, row: str | None, key: str) -> None:
+    def __init__(self, row: str | None, key: str, added: bool = True) -> None:
+        """`added`: a sum with -inf hides a score; float16 scores may overflow to inf, and then it
+        does not.
+        """
         self.row = row
         self.key = key
+        self.added = added
 
     # -- scores -----------------------------------------------------------------------------------
 
@@ -87,7 +91,7 @@ class Masks:
             if constant_of(no) == -math.inf:
                 return self.visible(yes) & self.holds(test, True)
             return EVERYTHING
-        if target is aten.add.Tensor and not at.node.kwargs:
+        if target is aten.add.Tensor and self.added and not at.node.kwargs:
             parts = [self.visible(p) for p in at.operands.values()]
             return parts[0] & parts[1] if len(parts) == 2 else EVERYTHING
         if target in _CASTS and _is_wide(at):
