@@ -235,10 +235,10 @@ def _roles(
 
 # -- the check's program --------------------------------------------------------------------------
 
-CHECKED_KEYS = 1100
-CHECKED_ROWS = 150
+CHECKED_KEYS = 600
+CHECKED_ROWS = 140
 """More than a tile of each: what is carried from tile to tile is tried."""
-CHECKED_FEW = (2, 3)
+CHECKED_FEW = (2, 1)
 
 
 class Program(small_instance.Program):
