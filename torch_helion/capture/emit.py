@@ -308,7 +308,10 @@ class Emitter:
         return self.b.load(buffer, index, gathered, mask, checked=bool(gathered))
 
     def _store(self, node: fx.Node, instance: Instance) -> None:
-        value = self.value(instance)
+        self.store_value(node, self.value(instance))
+
+    def store_value(self, node: fx.Node, value: Value) -> None:
+        """Write an output of the region, at its canonical index."""
         dims = self._dimensions(node, node, self.trace.canonical(node))
         _check_dense(node, dims)
         buffer = self._buffer(node, dims, "out")

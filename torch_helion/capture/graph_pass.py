@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -130,6 +131,17 @@ def default_stages() -> Stages:
     )
 
 
+def families() -> tuple[Stages, ...]:
+    """What kernels are sought for, in order: each family sees what the one before left."""
+    from torch_helion.capture import attention
+
+    regions = default_stages()
+    attentions = dataclasses.replace(
+        regions, find_regions=attention.find_attention, region_to_kernel=attention.attention_kernel
+    )
+    return attentions, regions
+
+
 # ---------------------------------------------------------------------- the pass
 
 
@@ -170,29 +182,11 @@ class HelionPass(inductor.GraphPass):
         return ("torch_helion", fingerprint(), self.request.key, tuple(users), choice_key())
 
     def _run(self, graph: Graph, record: GraphRecord) -> None:
-        strict = settings.current().strict
         eligible = {node for node in graph.nodes if is_eligible(node)}
         record.eligible = len(eligible)
-        try:
-            stages = self.stages or default_stages()
-            regions, declined = stages.find_regions(graph, stages.lowerings, options={})
-            record.declined += [_declined(d.node, d.reason) for d in declined]
-        except Exception as error:
-            if strict:
-                raise
-            log.warning("no regions are sought in this graph: %s", _sentence(error))
-            regions = ()
-        plans = []
-        for region in regions:  # every region is read before the graph changes
-            with self._region_may_fail(region, record):
-                plans.append(plan_region(region, stages))
-        placed = Placed()
         covered: set[Node] = set()
-        for plan in plans:
-            with self._region_may_fail(plan.region, record):
-                place(graph, plan, placed)
-                record.regions.append(plan.taken)
-                covered.update(node for node in plan.nodes if node in eligible)
+        for stages in (self.stages,) if self.stages else families():
+            covered |= self._take(graph, stages, record) & eligible
         fold_copies(graph)
         record.covered = len(covered)
         record.faults += host_faults.guard_graph(graph)
@@ -208,6 +202,29 @@ class HelionPass(inductor.GraphPass):
             graph_kind.get(), record.covered, record.eligible, len(record.regions),
             left or "none left",
         )  # fmt: skip
+
+    def _take(self, graph: Graph, stages: Stages, record: GraphRecord) -> set[Node]:
+        """Put kernels of one family in the places of their regions; the nodes that are gone."""
+        try:
+            regions, declined = stages.find_regions(graph, stages.lowerings, options={})
+            record.declined += [_declined(d.node, d.reason) for d in declined]
+        except Exception as error:
+            if settings.current().strict:
+                raise
+            log.warning("no regions are sought in this graph: %s", _sentence(error))
+            regions = ()
+        plans = []
+        for region in regions:  # every region is read before the graph changes
+            with self._region_may_fail(region, record):
+                plans.append(plan_region(region, stages))
+        placed = Placed()
+        covered: set[Node] = set()
+        for plan in plans:
+            with self._region_may_fail(plan.region, record):
+                place(graph, plan, placed)
+                record.regions.append(plan.taken)
+                covered.update(plan.nodes)
+        return covered
 
     @contextlib.contextmanager
     def _region_may_fail(self, region: Any, record: GraphRecord) -> Iterator[None]:

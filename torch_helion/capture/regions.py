@@ -469,6 +469,8 @@ class Grower:
         for node in self.graph.nodes:
             if node in taken or node.op != "call_function" or _is_size(node):
                 continue
+            if hasattr(node.target, "_inductor_lowering_function"):  # a kernel already
+                continue
             why = self.facts.reasons.get(node) or self.notes.get(node)
             if why is not None:
                 found.append(Declined(node, why))

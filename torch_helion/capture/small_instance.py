@@ -74,12 +74,12 @@ class Instance:
 
 def make(region: Any, made: Any, lowerings: Any, real: bool = False) -> Instance:
     """The smallest instance that the kernel allows; with ``real`` sizes, the one of the graph."""
-    program = Program(region, lowerings)
+    program = (getattr(region, "program", None) or Program)(region, lowerings)
     fixed = set(program.atoms()) if real else program.bound_atoms()
     first: tuple[int, tuple[int, ...]] = getattr(region, "extents", EXTENTS)
     extents = first
     for _ in range(_ATTEMPTS):
-        small = program.choose(fixed, *extents)
+        small = program.choose(fixed, extents)
         shapes = {node: program.shape(node, small) for node in made.tensors}
         try:
             sizes = _kernel_sizes(made, program, shapes, small)
@@ -121,6 +121,8 @@ def _kernel_sizes(
     for symbol, host in zip(made.kernel.sizes, made.sizes, strict=True):
         if isinstance(host, sympy.Expr) and host.free_symbols <= set(small.symbols):
             known[symbol] = int(host.subs(small.symbols))
+    given = program.size_arguments(small)
+    known.update((s, given[s.name]) for s in made.kernel.sizes if s.name in given)
     real = tuple(
         made.hints.get(s, 1) if isinstance(v, sympy.Expr) else int(v)
         for s, v in zip(made.kernel.sizes, made.sizes, strict=True)
@@ -235,6 +237,9 @@ class Program:
             self.space = axes.infer(self.facts, self.region.nodes)
         except axes.Conflict as error:
             raise CannotShrink(str(error)) from error
+        self.find_uses()
+
+    def find_uses(self) -> None:
         self.uses: dict[fx.Node, Any] = {}
         for node in self.region.nodes:
             for path, operand in self.facts.operands(node):
@@ -271,7 +276,7 @@ class Program:
         """Atoms whose real extent something in the region needs."""
         bound: set[int] = set()
         for node in self.region.nodes:
-            if node not in self.space.dims:
+            if node not in self.space.dims or not self.has_rule(node):
                 continue
             own = set(self.space.atoms(node))
             used = {
@@ -288,8 +293,21 @@ class Program:
                 bound |= set(self.space.of(node)[dim])  # type: ignore[index]
         return bound
 
-    def choose(self, fixed: set[int], innermost: int, others: Sequence[int]) -> Sizes:
+    def size_arguments(self, small: Sizes) -> dict[str, int]:
+        """Size arguments of the kernel, by name, that the shapes of its buffers do not tell."""
+        return {}
+
+    def has_rule(self, node: fx.Node) -> bool:
+        """Whether a lowering says what the node does with its axes."""
+        return True
+
+    def wanted(self, atom: int, innermost: bool, free: int) -> int:
+        """The extent that an atom would best have; `free`: how many were chosen before."""
+        return self.extents[0] if innermost else self.extents[1][free % len(self.extents[1])]
+
+    def choose(self, fixed: set[int], extents: tuple[int, tuple[int, ...]]) -> Sizes:
         """A small extent for every atom that is not fixed."""
+        self.extents = extents
         inner = {dims[-1][-1] for dims in self._output_dims() if dims and dims[-1]}
         small = Sizes({}, {})
         for symbol in self._symbols(fixed):
@@ -297,7 +315,7 @@ class Program:
         free = 0
         for atom in sorted(self.atoms()):
             extent = self.space.extents[atom]
-            wanted = innermost if atom in inner else others[free % len(others)]
+            wanted = self.wanted(atom, atom in inner, free)
             if isinstance(extent, sympy.Symbol) and extent not in small.symbols:
                 small.symbols[extent] = wanted
                 free += 1

@@ -48,13 +48,17 @@ def _cumulative(fn: str) -> Row:
 
 
 @row(language.cumsum)
-def _cumsum(i: Interpreter, input_tensor: Any, dim: Any, reverse: bool = False) -> Tensor:
-    return _cumulative("sum")(i, input_tensor, dim, reverse)
+def _cumsum(
+    i: Interpreter, input_tensor: Any, dim: Any, reverse: bool = False, exclusive: bool = False
+) -> Tensor:
+    return _cumulative("sum")(i, input_tensor, dim, reverse, exclusive)
 
 
 @row(language.cumprod)
-def _cumprod(i: Interpreter, input_tensor: Any, dim: Any, reverse: bool = False) -> Tensor:
-    return _cumulative("prod")(i, input_tensor, dim, reverse)
+def _cumprod(
+    i: Interpreter, input_tensor: Any, dim: Any, reverse: bool = False, exclusive: bool = False
+) -> Tensor:
+    return _cumulative("prod")(i, input_tensor, dim, reverse, exclusive)
 
 
 TORCH["cumsum"], TORCH["cumprod"] = _cumulative("sum"), _cumulative("prod")

@@ -78,13 +78,11 @@ def _check_load(s: Scope, op: Op) -> None:
     s.require(buffer.role != "out", f"{buffer.name} is an output: nothing to load")
     if buffer.role == "workspace":
         s.require(
-            buffer.name in s.complete,
+            buffer.name in s.complete or buffer.name in s.written,  # by this step itself
             f"workspace {buffer.name} is read before it is written"
             ", with a barrier after its writes",
         )
     s.require(buffer.name not in s.pending, f"no barrier since {buffer.name} was written")
-    same_phase = buffer.role == "workspace" and buffer.name in s.written
-    s.require(not same_phase, f"workspace {buffer.name} is written in this phase, too")
 
 
 def _check_stored(s: Scope, op: Op) -> set[str]:

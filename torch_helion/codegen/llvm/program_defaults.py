@@ -23,6 +23,8 @@ from torch_helion.ir.types import Axis, Size, block_symbol
 SCORE_ROWS = 128
 """Rows of a tile of scores: its statistics, and the tile itself in L2."""
 SCORE_COLUMNS = 512
+INNER_SCORES = (128, 256)
+"""Rows and columns where both are in loops, as in attention's backward."""
 LOOP_TILE = 1024
 """Elements of a tile along the vector axis of an inner loop."""
 LOOP_LINES = 32
@@ -74,10 +76,16 @@ class _Facts:
 
 
 def estimate(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
-    """A typical value of a size expression; `UNKNOWN` stands for symbols without a hint."""
+    """A typical value of a size expression; `UNKNOWN` stands for symbols without a hint, 0 for
+    where a tile begins.
+    """
     if isinstance(size, int):
         return size
-    value = size.xreplace({s: sympy.Integer(hints.get(s, UNKNOWN)) for s in size.free_symbols})
+    values = {
+        s: sympy.Integer(hints.get(s, 0 if str(s).startswith("begin_") else UNKNOWN))
+        for s in size.free_symbols
+    }
+    value = size.xreplace(values)
     try:
         return max(0, int(value))
     except TypeError:
@@ -142,8 +150,12 @@ def _product(facts: _Facts, op: Op) -> None:
     k = op.attrs["k"]
     rows, columns = [n for n in a if n not in b], [n for n in b if n not in a]
     if any(n in facts.loops for n in (*rows, *columns)):
+        inner = all(any(n in facts.loops for n in side) for side in (rows, columns))
         for name in (*rows, *columns):
-            facts.choose(name, SCORE_COLUMNS if name in facts.loops else SCORE_ROWS)
+            size = SCORE_COLUMNS if name in facts.loops else SCORE_ROWS
+            if inner:  # both in loops: several such tiles are kept at once
+                size = INNER_SCORES[name in columns]
+            facts.choose(name, size)
         return
     if k in facts.loops and not any(n in facts.grid for n in (*rows, *columns)):
         facts.choose(k, SCORE_COLUMNS)
