@@ -267,7 +267,7 @@ class Settings:
     autotune_precompile_jobs: int | None = _setting(None, "processes that compile candidates")
     autotune_compile_timeout: int = _setting(60, "seconds for compiling a candidate")
     autotune_adaptive_timeout: bool = _setting(True, "shorten timeouts as a search goes on")
-    autotune_benchmark_subprocess: bool = _setting(False, "measure in a process of its own")
+    autotune_benchmark_subprocess: bool = _setting(True, "measure in a process of its own")
     autotune_benchmark_timeout: int = _setting(30, "seconds for measuring a candidate")
     autotune_ignore_errors: bool = _setting(False, "go on when a candidate fails")
     autotune_rebenchmark_threshold: float = _setting(1.5, "measure again within this factor")

@@ -39,6 +39,9 @@ class Target:
     """Text to a relocatable object."""
     load: Callable[[bytes, Sequence[str]], Any]
     """Object to addresses by symbol."""
+    tunables: Callable[..., Mapping[str, Sequence[Any]]] | None = None
+    """(kernel, typical sizes, machine) → values of the config's keys that a search may try, beside
+    block sizes and a kernel's own tunables."""
     unsupported: frozenset[str] = frozenset()
     """Deliberate gaps, by op kind, pointwise or reduction name."""
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from torch_helion import _C, _logging, compiler, exc, settings
-from torch_helion.autotuner import search
 from torch_helion.codegen.llvm.target import LLVM
 from torch_helion.codegen.target import Target
 from torch_helion.codegen.triton.target import TRITON
@@ -24,7 +23,7 @@ from torch_helion.config import Config
 from torch_helion.config_spec import ACTING, ConfigSpec
 from torch_helion.frontend import trace as frontend
 from torch_helion.ir import interpreter
-from torch_helion.kernel import arguments, stored
+from torch_helion.kernel import arguments, stored, tuning
 from torch_helion.kernel.arguments import TensorLike
 from torch_helion.kernel.recipe import Recipe, make_recipe
 from torch_helion.passes import pass_manager
@@ -253,9 +252,26 @@ class BoundKernel:
         args = self.kernel.normalize_args(*args)
         if not force and self._config is not None:
             return self._config
-        best = search.autotune(self, args, force=force, **options)
+        best = tuning.autotune(self, args, force=force, **options)
         self.set_config(best)
         return best
+
+    def tuning_problem(self, args: Sequence[Any]) -> Any:
+        """What a search of the tuner works on."""
+        return tuning.problem_of(self, args)
+
+    def stored_config(self, args: Sequence[Any]) -> Config | None:
+        """What a search has found for arguments of these sizes, in this process or another."""
+        return tuning.exact_choice(self, self.kernel.normalize_args(*args))
+
+    def keep_result(self, args: Sequence[Any], result: Any) -> None:
+        """Store what a search has found."""
+        tuning.store(self, self.kernel.normalize_args(*args), result)
+
+    def candidate(self, config: Config) -> CompiledKernel:
+        """The kernel with a config that is only tried; raises ``exc.InvalidConfig``."""
+        self.config_spec.normalize(dict(config))
+        return CompiledKernel(self, config)
 
     def _choose(self, args: tuple[Any, ...]) -> None:
         """Install a config for a call that finds none."""
@@ -271,6 +287,8 @@ class BoundKernel:
         elif effort == "none":
             self._install(self._with(None))
             self._say_implicit_config()
+        elif (tuned := tuning.stored_choice(self, args)) is not None:
+            self._install(self._with(tuned))
         elif settings.flag("DISALLOW_AUTOTUNING") not in ("", "0"):
             raise exc.AutotuningDisallowedInEnvironment(f" (kernel {self.kernel.name!r})")
         else:

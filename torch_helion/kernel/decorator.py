@@ -60,6 +60,8 @@ class Kernel:
         self._recent: list[tuple[_C.Match, CompiledKernel]] = []
         self._graph_numbers: dict[Any, int] = {}
         self._names = tuple(self.signature.parameters)
+        self.last_search: Any = None
+        """what the last search found (:class:`torch_helion.autotuner.search.Result`)"""
 
     @functools.cached_property
     def host(self) -> Any:
@@ -206,7 +208,9 @@ class Kernel:
         """One config for several sets of arguments: the best by ``aggregation`` over them."""
         sets = [self.normalize_args(*args) for args in arg_sets]
         bounds = [self._bound_for(args) for args in sets]
-        best = search.autotune_multi(bounds, sets, aggregation, **options)
+        problems = [bound.tuning_problem(args) for bound, args in zip(bounds, sets, strict=True)]
+        candidates = self.configs or [bound.default_config() for bound in bounds]
+        best = search.autotune_multi(problems, candidates, aggregation)
         for bound in bounds:
             bound.set_config(best)
         return best

@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sympy
 
@@ -24,6 +25,8 @@ VECTOR_TILE = 256
 """Least elements of a tile along a vector axis of the grid, however much stands inside of it."""
 STREAM_BYTES = 24 << 20
 """Outputs larger than this in one call are written past the caches."""
+CACHED_BYTES = 2 << 20
+"""Smaller outputs are never written past the caches."""
 PARTIAL_TILES = 32
 """Tiles that a reduction across grid steps is cut into."""
 
@@ -41,6 +44,22 @@ def default_config(kernel: Kernel, hints: Mapping[sympy.Symbol, int], machine: M
     return Config(
         block_sizes=sizes, unroll=_unroll(kernel), streaming_stores=_streaming(kernel, hints)
     )
+
+
+def tunables(
+    kernel: Kernel, hints: Mapping[sympy.Symbol, int], machine: Machine
+) -> dict[str, Sequence[Any]]:
+    """What else changes the code of this kernel: key of the config → values worth a try."""
+    found: dict[str, Sequence[Any]] = {"unroll": (1, 2, 4, 8)}
+    names, size = _outputs(kernel, hints)
+    if size >= CACHED_BYTES:
+        found["streaming_stores"] = ([], names)
+    structured = [p for p in kernel.phases if not is_plain(kernel, p)]
+    if structured:
+        found["pid_type"] = ("flat", "persistent_interleaved")
+    if any(len(p.attrs["axes"]) > 1 for p in structured):
+        found["loop_orders"] = found["l2_groupings"] = ()  # what they can be follows from the loops
+    return found
 
 
 def _blocks(
@@ -92,6 +111,12 @@ def _unroll(kernel: Kernel) -> int:
 
 
 def _streaming(kernel: Kernel, hints: Mapping[sympy.Symbol, int]) -> list[str]:
+    names, size = _outputs(kernel, hints)
+    return names if size >= STREAM_BYTES else []
+
+
+def _outputs(kernel: Kernel, hints: Mapping[sympy.Symbol, int]) -> tuple[list[str], int]:
+    """Names of the outputs, and their bytes."""
     total = 0
     names = []
     for buffer in kernel.buffers:
@@ -101,4 +126,4 @@ def _streaming(kernel: Kernel, hints: Mapping[sympy.Symbol, int]) -> list[str]:
                 count *= max(1, estimate(extent, hints))
             total += count
             names.append(buffer.name)
-    return names if total >= STREAM_BYTES else []
+    return names, total

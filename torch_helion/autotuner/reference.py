@@ -1,0 +1,151 @@
+"""What a kernel must give: its tile IR evaluated by the interpreter, plainly and in float64.
+
+In: a kernel, the image of its arguments, a config. Out: a judge of outputs by the accuracy rule; or
+None where the interpreter would take too long.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import sympy
+import torch
+
+from torch_helion.autotuner.arena import Arena
+from torch_helion.autotuner.problem import Judge
+from torch_helion.codegen.llvm.program_defaults import estimate
+from torch_helion.ir import interpreter
+from torch_helion.ir.accuracy import compare
+from torch_helion.ir.graph import Kernel, Op, loop_blocks
+from torch_helion.ir.types import Axis, block_symbol
+
+TILE = 1 << 17
+"""Elements of the largest tile: less is slow to interpret, more leaves the caches."""
+SECONDS_PER_OP = 25e-6
+SECONDS_PER_ELEMENT = 4e-9
+LONGEST = 2.0
+"""Estimated seconds above which nothing is interpreted."""
+REPEATS = 16
+"""How often a loop is taken to run whose count only a run can tell."""
+
+
+def make_judge(
+    kernel: Kernel, arena: Arena, ints: Sequence[int], sizes: Mapping[str, int]
+) -> Judge | None:
+    """A judge of this kernel's outputs; ``sizes``: block sizes of the default config, by name."""
+    hints = dict(zip(kernel.sizes, ints, strict=True))
+    blocks = _Blocks(kernel, hints, dict(sizes))
+    blocks.grow()
+    if blocks.seconds() > LONGEST:
+        return None
+    plain = _evaluated(kernel, arena, ints, blocks.sizes, False)
+    precise = _evaluated(kernel, arena, ints, blocks.sizes, True)
+    names = [b.name for b in kernel.arguments if b.is_output]
+
+    def judge(outputs: Sequence[torch.Tensor]) -> str | None:
+        for name, got, truth, own in zip(names, outputs, precise, plain, strict=True):
+            wrong = compare(got, truth, own)
+            if wrong is not None:
+                return f"{name}: {wrong}"
+        return None
+
+    return judge
+
+
+def _evaluated(
+    kernel: Kernel, arena: Arena, ints: Sequence[int], blocks: dict[str, int], precise: bool
+) -> list[torch.Tensor]:
+    data = arena.image.clone()
+    wide: dict[torch.dtype, torch.Tensor] = {}
+    tensors = []
+    for view in arena.layout.views:
+        dtype = getattr(torch, view.dtype)
+        if not (precise and dtype.is_floating_point):
+            tensors.append(view.of(data))
+            continue
+        if dtype not in wide:  # same places, counted in elements
+            wide[dtype] = data.view(dtype).to(torch.float64)
+        at = view.offset // dtype.itemsize
+        tensors.append(torch.as_strided(wide[dtype], view.sizes, view.strides, at))
+    interpreter.run(kernel, tensors, list(ints), blocks, precise=precise)
+    return [tensors[n] for n in arena.written]
+
+
+@dataclasses.dataclass
+class _Blocks:
+    """Block sizes for the interpreter: few steps, and tiles that fit into caches."""
+
+    kernel: Kernel
+    hints: Mapping[sympy.Symbol, int]
+    sizes: dict[str, int]
+
+    def grow(self) -> None:
+        """Double all blocks until the largest tile is large enough, or holds everything."""
+        longest = max([1, *(self._extent(a) for a in self.kernel.axes().values())])
+        for _ in range(longest.bit_length()):
+            if self._largest() * 2 > TILE:
+                break
+            self.sizes = {name: 2 * size for name, size in self.sizes.items()}
+
+    def seconds(self) -> float:
+        """Estimated seconds of both evaluations."""
+        return sum(n * self._seconds_of(op) for op, n in self._runs(self.kernel.body.ops, 1.0))
+
+    def _runs(self, ops: Sequence[Op], count: float) -> list[tuple[Op, float]]:
+        found: list[tuple[Op, float]] = []
+        for op in ops:
+            found.append((op, count))
+            inner = count * self._steps(op)
+            for region in op.regions:
+                found += self._runs(region.ops, inner)
+        return found
+
+    def _steps(self, op: Op) -> float:
+        if op.kind == "while" or (op.kind == "loop" and op.attrs["kind"] == "sequential"):
+            return REPEATS
+        if op.kind != "loop":
+            return 1
+        pairs = zip(op.attrs["axes"], loop_blocks(op), strict=True)
+        return math.prod(max(1.0, self._extent(a) / self._block(b)) for a, b in pairs)
+
+    def _seconds_of(self, op: Op) -> float:
+        elements = max([1, *(self._elements(v.type.axes) for v in (*op.operands, *op.results))])
+        if op.kind == "dot":
+            axes = {a.name: a for v in op.operands[:2] for a in v.type.axes}
+            elements = max(elements, self._elements(tuple(axes.values())) // 16)
+        return SECONDS_PER_OP + elements * SECONDS_PER_ELEMENT * (8 if op.kind == "sort" else 1)
+
+    def _largest(self) -> int:
+        values = (v for op in self.kernel.body.walk() for v in op.results)
+        return max([1, *(self._elements(v.type.axes) for v in values)])
+
+    def _elements(self, axes: Sequence[Axis]) -> int:
+        return math.prod(max(1, self._tile(a)) for a in axes)
+
+    def _tile(self, axis: Axis) -> int:
+        if axis.kind != "block":
+            return self._extent(axis)
+        size = self.sizes.get(self._names().get(axis.tile_name, axis.tile_name), 0)
+        return min(size or self._extent(axis), self._extent(axis))
+
+    def _names(self) -> dict[str, str]:
+        """The block of each axis, by name."""
+        found = {}
+        tunable = {block_symbol(n): n for n in self.kernel.block_names}
+        for op in self.kernel.body.walk():
+            if op.kind == "loop":
+                for axis, size in zip(op.attrs["axes"], loop_blocks(op), strict=True):
+                    if size in tunable:
+                        found[axis.name] = tunable[size]
+        return found
+
+    def _block(self, size: object) -> int:
+        if isinstance(size, int):
+            return max(1, size)
+        name = str(size).removeprefix("block_")
+        return max(1, self.sizes.get(name, TILE))
+
+    def _extent(self, axis: Axis) -> int:
+        return max(0, estimate(axis.size, self.hints))
