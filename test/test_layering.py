@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("autotuner",),
     ("kernel",),
     ("capture",),
-    ("explain", "testing", "_testing", "__init__", "cli", "__main__"),
+    ("explain", "tuning", "testing", "_testing", "__init__", "cli", "__main__"),
 )
 ORDERED_ROWS = (0, len(FLOORS) - 1)
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -76,6 +76,7 @@ class Switches:
     verify: bool = switch(False, "verify the tile IR after every pass, not only at the ends")
     cache_dir: str = switch(_default_cache_dir, "folder of the artifact cache (made private, 0700)")
     cache_limit_mb: int = switch(1024, "size of the cache above which old entries are removed")
+    tune_budget: float = switch(2.0, "seconds of a search for each kernel in mode max-autotune")
     logs: str = switch("", "artefacts to log: capture,+code,-launch,all (see _logging)")
     dump: str = switch("", "folder that receives each stage of each kernel as a numbered file")
 

@@ -25,8 +25,6 @@ from torch_helion import _hardware, exc
 PAGE = 4096
 GAP = 2 * PAGE
 """Poisoned bytes around the memory of each tensor."""
-POISON = 0xFFA5 - (1 << 16)
-"""As int16."""
 SHARE_OF_MEMORY = 8
 """An arena may take this part of the machine's memory."""
 
@@ -66,6 +64,13 @@ class Layout:
         return cls(int(values["size"]), views)
 
 
+def _poison(number: int) -> int:
+    """As int16. A NaN, and a signalling one in most formats: what is computed from it is another.
+    Each tensor has its own: what is copied to the next one is seen.
+    """
+    return 0xFF81 + number % 62 - (1 << 16)
+
+
 class Arena:
     """The image of a launch's memory, and what the last run made of it."""
 
@@ -78,8 +83,8 @@ class Arena:
             )
         self.files = [_new_file(self.layout.size) for _ in range(2)]
         self.image, self.results = (map_file(f, self.layout.size) for f in self.files)
-        self.image.view(torch.int16).fill_(POISON)
-        for group in groups:
+        for number, group in enumerate(groups):
+            self.image.view(torch.int16)[group.first_gap // 2 :].fill_(_poison(number))
             group.copy_to(self.image)
         self._reset_results()
 
@@ -165,6 +170,11 @@ class _Group:
     high: int
     offset: int = 0
     """of the byte at address ``low``"""
+
+    @property
+    def first_gap(self) -> int:
+        """Where the poison before the group begins."""
+        return self.offset // PAGE * PAGE - PAGE
 
     def copy_to(self, image: torch.Tensor) -> None:
         first = self.tensors[0]

@@ -23,7 +23,7 @@ from torch_helion import _logging, exc
 from torch_helion.autotuner import runner as runners
 from torch_helion.autotuner.arena import Arena
 from torch_helion.autotuner.problem import Instance, Judge, Prepared, Problem
-from torch_helion.autotuner.runner import ChildRunner, Failed, Job, LocalRunner
+from torch_helion.autotuner.runner import ChildRunner, Failed, Hangs, Job, LocalRunner
 from torch_helion.config import Config
 
 log = _logging.get_logger("tune")
@@ -119,7 +119,8 @@ class Bench:
             except Failed as error:
                 del self._by_text[prepared.text, arena]
                 self.runner.drop([known.number])
-                self._reject(config, str(error))
+                if not self._is_late(error):
+                    self._reject(config, str(error))
                 return None
         self.candidates[config] = known
         return known
@@ -196,7 +197,7 @@ class Bench:
         limit = float(self.problem.settings.autotune_benchmark_timeout)
         if self.baseline is None or not self.problem.settings.autotune_adaptive_timeout:
             return limit
-        return self._limit(limit, max(0.5, 30 * self.baseline.first))
+        return self._limit(limit, max(1.5, 30 * self.baseline.first))
 
     def _limit(self, most: float, usual: float) -> float:
         """Seconds for a step: ``usual`` once there is something better to fall back to."""
@@ -226,15 +227,16 @@ class Bench:
         for candidate in (best, *active):
             candidate.samples = []
         lost: dict[Candidate, float] = {}
+        gone: set[Candidate] = set()
         for turn in range(rounds):
             for candidate in (best, *active):
-                with self._failing(candidate):
+                with self._failing(candidate, gone):
                     candidate.samples.append(self._time(candidate, candidate.count))
             if turn >= 1:
                 for candidate in [c for c in active if self._is_hopeless(c, best)]:
                     active.remove(candidate)
                     lost[candidate] = _ratio(candidate, best)
-            active = [c for c in active if c.config not in self.rejected]
+            active = [c for c in active if c not in gone]
             if not active or (turn >= 2 and self.is_over):
                 break
         if len(best.samples) > 2:
@@ -242,15 +244,21 @@ class Bench:
         return {**lost, **{c: _ratio(c, best) for c in active}}
 
     @contextlib.contextmanager
-    def _failing(self, candidate: Candidate) -> Any:
+    def _failing(self, candidate: Candidate, gone: set[Candidate]) -> Any:
         try:
             yield
         except Failed as error:
             if candidate is self.best:
                 raise exc.AutotuneError(f"{self.problem.name}: the best config {error}") from None
+            gone.add(candidate)
             for config in [c for c, known in self.candidates.items() if known is candidate]:
                 del self.candidates[config]
-                self._reject(config, str(error))
+                if not self._is_late(error):
+                    self._reject(config, str(error))
+
+    def _is_late(self, error: Failed) -> bool:
+        """Whether a candidate was stopped because the search is over: that is no fault of its."""
+        return isinstance(error, Hangs) and self.best is not None and self.is_over
 
     def _is_hopeless(self, candidate: Candidate, best: Candidate) -> bool:
         return min(candidate.samples, default=0.0) > HOPELESS * statistics.median(best.samples)

@@ -31,7 +31,7 @@ FORMAT, VERSION = "torch_helion configs", 1
 MOST_VARIANTS = 64
 """Configs of one kernel that are kept."""
 FARTHEST = 4.0
-"""Sizes that differ by more than this many doublings in all are another matter."""
+"""A size that differs by more than this many doublings makes it another matter."""
 LARGEST_FILE = 64 << 20
 
 
@@ -54,6 +54,7 @@ class Variant:
     kind: str
     sizes: tuple[int, ...]
     config: Config
+    """empty: nothing is better than the default, whatever that is for other sizes"""
     seconds: float
     default_seconds: float
 
@@ -98,9 +99,17 @@ def nearest(kernel: KernelId, sizes: Sequence[int]) -> list[Variant]:
 def choose(kernel: KernelId, sizes: Sequence[int]) -> Variant | None:
     """The result for the nearest sizes, unless they are far away."""
     found = nearest(kernel, sizes)
-    if found and distance(found[0].sizes, sizes) <= FARTHEST:
-        return found[0]
-    return None
+    near = (v for v in found if all(distance([a], [b]) <= FARTHEST for a, b in _pairs(v, sizes)))
+    return next(near, None)
+
+
+def all_of(name: str) -> list[Variant]:
+    """Every result for kernels of this name."""
+    return list({_place(v): v for v in reversed(_known(name))}.values())
+
+
+def _pairs(variant: Variant, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(variant.sizes, sizes, strict=True))
 
 
 def distance(a: Sequence[int], b: Sequence[int]) -> float:

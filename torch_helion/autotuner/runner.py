@@ -39,6 +39,10 @@ class Failed(Exception):
     """A candidate failed; the text says how."""
 
 
+class Hangs(Failed):
+    """A candidate took longer than it was given."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A kernel with its arguments, as a runner knows it."""
@@ -138,7 +142,7 @@ class ChildRunner:
             answer, _ = wire.receive(self._sock)
         except TimeoutError:
             self._end()
-            raise Failed(f"hangs: stopped after {timeout:.1f} s") from None
+            raise Hangs(f"hangs: stopped after {timeout:.1f} s") from None
         except (wire.Closed, wire.Malformed) as error:
             raise Failed(_death(self._end(), error)) from None
         except BaseException:  # an interruption: the answer would be taken for the next one's

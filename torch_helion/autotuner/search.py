@@ -250,9 +250,7 @@ class PatternSearch(BaseSearch):
     def _step(self) -> bool:
         """Try around the best so far; whether there was anything to try."""
         best = self.bench.best
-        if best is None:
-            return False
-        here = self.space.point(best.config)
+        here = self.space.point(self.problem.default if best is None else best.config)
         for ring in self.rings(here):
             points = [p for p in ring if p not in self._seen]
             for place in range(0, len(points), BATCH):

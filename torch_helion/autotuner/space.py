@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch_helion.config import Config
-from torch_helion.config_spec import ConfigSpec, PowerOfTwoFragment, next_power_of_2
+from torch_helion.config_spec import PERSISTENT, ConfigSpec, PowerOfTwoFragment, next_power_of_2
 
 Point = tuple[int, ...]
 """Number of the chosen value in each dimension."""
@@ -138,9 +138,15 @@ def _dimensions(spec: ConfigSpec, knobs: Mapping[str, Sequence[Any]]) -> Iterato
         yield Dimension("reduction_loops", place, (*chunks, None), True)
     for key in ("pid_type", "unroll", "streaming_stores"):
         if key in knobs:
-            yield Dimension(key, None, tuple(knobs[key]), key == "unroll")
+            values = [v for v in knobs[key] if not _needs_other(spec, key, v)]
+            yield Dimension(key, None, tuple(values), key == "unroll")
     for name, fragment in spec.user_defined_tunables.items():
         yield Dimension(name, None, fragment.values(), isinstance(fragment, PowerOfTwoFragment))
+
+
+def _needs_other(spec: ConfigSpec, key: str, value: Any) -> bool:
+    """Whether the kernel cannot have this value."""
+    return key == "pid_type" and spec.has_barrier and value not in PERSISTENT
 
 
 def _with_default(dimension: Dimension, default: Config) -> Dimension | None:

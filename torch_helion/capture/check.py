@@ -86,12 +86,12 @@ def _judge(region: Any, made: Any, text: str) -> str:
 
 def run_and_compare(instance: Instance, kernel: Callable[..., None]) -> str | None:
     """What is wrong with the kernel's results; None if nothing is."""
-    data, precise, plain = _data_and_references(instance)
+    data, precise, plain = data_and_references(instance)
     arguments, nodes = data
     outputs = list(instance.region.outputs)
     for node, argument in zip(instance.made.tensors, arguments, strict=True):
         if node in outputs:
-            _spoil(argument)
+            spoil(argument)
     kernel(*arguments, *instance.sizes)
     for node in outputs:
         wrong = compare(nodes[node], precise[node], plain[node])
@@ -100,7 +100,7 @@ def run_and_compare(instance: Instance, kernel: Callable[..., None]) -> str | No
     return None
 
 
-def _data_and_references(instance: Instance) -> tuple[Any, dict[fx.Node, Any], dict[fx.Node, Any]]:
+def data_and_references(instance: Instance) -> tuple[Any, dict[fx.Node, Any], dict[fx.Node, Any]]:
     """Random data on which the region's operators give numbers, and what they give."""
     top = _index_limit(instance)
     attempts = (
@@ -161,7 +161,7 @@ def _mostly_numbers(values: list[Any]) -> bool:
     return all(v.isfinite().float().mean() > 0.5 for v in floats)
 
 
-def _spoil(output: torch.Tensor) -> None:
+def spoil(output: torch.Tensor) -> None:
     """What a kernel does not write must not look right."""
     if output.dtype.is_floating_point:
         output.fill_(float("nan"))

@@ -273,6 +273,12 @@ class BoundKernel:
         self.config_spec.normalize(dict(config))
         return CompiledKernel(self, config)
 
+    def choose_again(self) -> None:
+        """Forget a default config: the next call looks for another one."""
+        if self._run is not None and self._config is None:
+            self._run = None
+            self.kernel.installed(self)
+
     def _choose(self, args: tuple[Any, ...]) -> None:
         """Install a config for a call that finds none."""
         if self.settings.ref_mode is settings.RefMode.EAGER:
@@ -287,11 +293,21 @@ class BoundKernel:
         elif effort == "none":
             self._install(self._with(None))
             self._say_implicit_config()
+        elif self.kernel.tuning_budget is not None:
+            self._tune_for_call(args, self.kernel.tuning_budget)
         elif (tuned := tuning.stored_choice(self, args)) is not None:
             self._install(self._with(tuned))
         elif settings.flag("DISALLOW_AUTOTUNING") not in ("", "0"):
             raise exc.AutotuningDisallowedInEnvironment(f" (kernel {self.kernel.name!r})")
         else:
+            self._install(self._with(None))
+
+    def _tune_for_call(self, args: tuple[Any, ...], budget: float) -> None:
+        """Search within a call, which must succeed whatever becomes of the search."""
+        try:
+            self.autotune(args, force=False, budget=budget)
+        except (exc.AutotuneError, OSError) as error:
+            log.warning("%s keeps its default config: %s", self.kernel.name, error)
             self._install(self._with(None))
 
     def _choose_eager(self) -> None:

@@ -11,6 +11,7 @@ import ast
 import functools
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from torch_helion.settings import RefMode, Settings
 
 RECENT = 8
 """specialisations that are tried in C++ before the key of a call is made"""
+all_kernels: weakref.WeakSet[Kernel] = weakref.WeakSet()
+"""every kernel of this process"""
 NOT_ONE = -2
 """what `_C.Match` takes for a size that may be anything but 1"""
 
@@ -60,6 +63,9 @@ class Kernel:
         self._recent: list[tuple[_C.Match, CompiledKernel]] = []
         self._graph_numbers: dict[Any, int] = {}
         self._names = tuple(self.signature.parameters)
+        all_kernels.add(self)
+        self.tuning_budget: float | None = None
+        """seconds of a search at the first call with arguments of a new kind; None: no search"""
         self.last_search: Any = None
         """what the last search found (:class:`torch_helion.autotuner.search.Result`)"""
 
@@ -184,6 +190,12 @@ class Kernel:
         if self.key is not None:
             keys.append(self.key(*args))
         return tuple(keys)
+
+    def tune_at_next_call(self, budget: float) -> None:
+        """Search for a config when the kernel is called next, where none was chosen by the user."""
+        self.tuning_budget = budget
+        for bound in self._bound.values():
+            bound.choose_again()
 
     def reset(self) -> None:
         """Forget all bound kernels."""

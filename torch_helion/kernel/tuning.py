@@ -90,14 +90,15 @@ def store(bound: Any, args: Sequence[Any], found: Result) -> None:
     """Keep what a search has found for arguments of these sizes."""
     kernel = identity(bound, args)
     if kernel is not None:
-        results.keep(kernel, sizes_of(args), found.config, found.seconds, found.default_seconds)
+        config = Config() if found.config == bound.default_config() else found.config
+        results.keep(kernel, sizes_of(args), config, found.seconds, found.default_seconds)
 
 
 def nearest(bound: Any, args: Sequence[Any]) -> list[Config]:
     """What searches have found for this kernel, for the most similar sizes first."""
     kernel = identity(bound, args)
     found = results.nearest(kernel, sizes_of(args)) if kernel is not None else []
-    return list(dict.fromkeys(v.config for v in found))
+    return list(dict.fromkeys(v.config for v in found if v.config))
 
 
 @contextmanager
@@ -118,14 +119,14 @@ def exact_choice(bound: Any, args: Sequence[Any]) -> Config | None:
     if found is None:
         return None
     here = tuple(n.bit_length() for n in sizes_of(args))
-    return found.config if found.shape_class == here else None
+    return (found.config or bound.default_config()) if found.shape_class == here else None
 
 
 def stored_choice(bound: Any, args: Sequence[Any]) -> Config | None:
     """The config that was found for arguments of about these sizes, if it still fits."""
     kernel = identity(bound, args)
     found = results.choose(kernel, sizes_of(args)) if kernel is not None else None
-    if found is None:
+    if found is None or not found.config:
         return None
     if stored.find(bound, found.config) is None:  # what is stored with it has been checked
         try:
