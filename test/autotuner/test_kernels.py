@@ -37,9 +37,9 @@ def config_of(kernel: helion.Kernel, *args: Any) -> helion.Config | None:
 
 
 def test_a_search_changes_nothing_but_the_config() -> None:
-    kernel = make(inc)
+    kernel = make(inc, autotune_max_generations=1)
     x = torch.zeros(300)
-    best = kernel.autotune((x,), budget=3.0)
+    best = kernel.autotune((x,), budget=30.0)
     assert torch.equal(x, torch.zeros(300))
     result = kernel.last_search
     assert result.tried > 5
@@ -83,8 +83,8 @@ def test_all_programs_can_be_judged_by_float64() -> None:
 
 
 def test_the_host_part_may_depend_on_the_config() -> None:
-    kernel = make(partials, ignore_warnings=[exc.BaseWarning])
-    kernel.autotune((X,), budget=3.0)
+    kernel = make(partials, ignore_warnings=[exc.BaseWarning], autotune_max_generations=1)
+    kernel.autotune((X,), budget=30.0)
     assert kernel.last_search.tried > 3
     assert kernel.last_search.rejected == ()
     torch.testing.assert_close(kernel(X), X.sum())
@@ -92,8 +92,8 @@ def test_the_host_part_may_depend_on_the_config() -> None:
 
 def test_tunables_are_searched() -> None:
     """Results that depend on a tunable are those of the default, or wrong."""
-    kernel = make(tuned)
-    kernel.autotune((X,), budget=3.0)
+    kernel = make(tuned, autotune_max_generations=1)
+    kernel.autotune((X,), budget=30.0)
     assert torch.equal(kernel(X), 2 * X)
     assert any("wrong results" in why for _, why in kernel.last_search.rejected)
 
@@ -247,8 +247,8 @@ def test_a_hit_may_be_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tune_a_kernel_and_ship_its_config(folder: pathlib.Path) -> None:
-    kernel = make(scale)
-    report = helion.tune(kernel, X, budget=1.0)
+    kernel = make(scale, autotune_max_generations=1)
+    report = helion.tune(kernel, X, budget=30.0)
     ((name, result),) = report.rows
     assert name == "scale"
     assert result.tried > 1
