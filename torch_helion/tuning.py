@@ -99,6 +99,7 @@ def load_configs(path: str | os.PathLike[str]) -> list[str]:
     """
     names = results.load(path)
     for kernel in _kernels():
+        kernel.results_changed()
         for bound in kernel._bound.values():
             bound.choose_again()
     return names

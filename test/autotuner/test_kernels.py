@@ -164,6 +164,26 @@ def test_several_variants_by_size() -> None:
         assert config.block_sizes == [block], n
 
 
+def test_open_sizes_choose_among_variants_at_each_call() -> None:
+    kernel = make(add, static_shapes=False)
+    small, large = torch.randn(64), torch.randn(8192)
+    kernel(small, small)
+    assert len(kernel._bound) == 1
+    stored(kernel, (small, small), 16)
+    stored(kernel, (large, large), 2048)
+    for n, block in ((64, 16), (8192, 2048), (300, 16), (5000, 2048), (90, 16)):
+        x = torch.randn(n)
+        assert torch.equal(kernel(x, x), 2 * x)
+        config = config_of(kernel, x, x)
+        assert config is not None
+        assert config.block_sizes == [block], n
+    assert len(kernel._bound) == 3, "one for each variant, and the first"
+    plain = make(scale, static_shapes=False)
+    plain(small)
+    plain(large)
+    assert len(plain._bound) == 1 and plain._recent, "nothing to choose from"
+
+
 def test_a_given_config_and_no_effort_come_first() -> None:
     stored(make(add), (X, X), 64)
     kernel = make(add, config=helion.Config(block_sizes=[128]))

@@ -69,8 +69,9 @@ def test_one_process_is_left_by_no_number_of_searches() -> None:
     FiniteSearch(made, (), [Config(kind="right"), Config(kind="wrong")]).autotune()
     before = _left_behind()
     for number in range(100):
-        kinds = ("right", "crash") if number % 10 == 0 else ("right", "behind")
-        FiniteSearch(made, (), [Config(kind=k) for k in kinds], budget=2.0).autotune()
+        kinds = ("right", "crash") if number % 20 == 0 else ("right", "again")
+        budget = 2.0 if number % 10 == 0 else 0.0  # 0: the first config and no more
+        FiniteSearch(made, (), [Config(kind=k) for k in kinds], budget=budget).autotune()
     gc.collect()
     assert _left_behind() == before
     server = runner.server()._process

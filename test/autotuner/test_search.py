@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import random
+import sys
 from typing import Any
 
 import pytest
@@ -161,6 +162,20 @@ def test_a_line_shows_the_state() -> None:
     assert text.startswith("tuning twice ")
     assert "1 tried, 1 rejected; best " in text
     assert "(1.00x) Config(kind='right')" in text
+
+
+def test_a_live_line_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    made, _, _ = problem(["right", "again"])
+    made.settings.autotune_log_level = 20
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    searches.PatternSearch(made, budget=10.0).autotune()
+    assert "tuning twice " in capsys.readouterr().err
+    made.settings.autotune_progress_bar = False
+    searches.PatternSearch(made, budget=10.0).autotune()
+    assert capsys.readouterr().err == ""
 
 
 def test_results_without_a_check() -> None:

@@ -143,6 +143,8 @@ def _key(name: str) -> str:
 # ---------------------------------------------------------------------- keeping
 
 _lock = threading.Lock()
+generation = 0
+"""Grows whenever results are added or forgotten in this process."""
 _session: dict[str, dict[Any, Variant]] = {}
 """By kernel, then by everything that tells results apart: found or loaded in this process."""
 
@@ -166,8 +168,10 @@ def keep(
 
 def forget() -> None:
     """Forget what this process has found and loaded; what is on disk stays."""
+    global generation
     with _lock:
         _session.clear()
+        generation += 1
 
 
 def _place(variant: Variant) -> Any:
@@ -175,8 +179,10 @@ def _place(variant: Variant) -> Any:
 
 
 def _remember(name: str, variants: Sequence[Variant]) -> None:
+    global generation
     with _lock:
         _session.setdefault(name, {}).update({_place(v): v for v in variants})
+        generation += 1
 
 
 # ---------------------------------------------------------------------- files

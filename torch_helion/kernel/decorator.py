@@ -23,7 +23,7 @@ from torch_helion.autotuner import search
 from torch_helion.config import Config
 from torch_helion.frontend import host as frontend
 from torch_helion.frontend.source import static_value
-from torch_helion.kernel import arguments, operator
+from torch_helion.kernel import arguments, operator, tuning
 from torch_helion.kernel.bound import BoundKernel, CompiledKernel, needs_data
 from torch_helion.settings import RefMode, Settings
 
@@ -66,6 +66,8 @@ class Kernel:
         all_kernels.add(self)
         self.tuning_budget: float | None = None
         """seconds of a search at the first call with arguments of a new kind; None: no search"""
+        self.rules: Any = None
+        """tuned variants that calls choose from by size (see :mod:`torch_helion.kernel.tuning`)"""
         self.last_search: Any = None
         """what the last search found (:class:`torch_helion.autotuner.search.Result`)"""
 
@@ -148,7 +150,7 @@ class Kernel:
     def _remember(self, args: tuple[Any, ...], bound: BoundKernel) -> None:
         """Let later calls with arguments like these be recognised in C++."""
         compiled = bound.running
-        if compiled is None or self.key is not None:
+        if compiled is None or self.key is not None or tuning.has_rules(self):
             return
         specs = _specs(args, self.settings.static_shapes, self.constant_positions)
         if specs is None:
@@ -189,6 +191,8 @@ class Kernel:
         keys = [arguments.key_of(arg, static, i in constants) for i, arg in enumerate(args)]
         if self.key is not None:
             keys.append(self.key(*args))
+        if not static and (rule := tuning.rule(self, args)):
+            keys.append(rule)
         return tuple(keys)
 
     def tune_at_next_call(self, budget: float) -> None:
@@ -196,6 +200,11 @@ class Kernel:
         self.tuning_budget = budget
         for bound in self._bound.values():
             bound.choose_again()
+
+    def results_changed(self) -> None:
+        """There are tuned configs that were not there: calls that are recognised look again."""
+        if not self.settings.static_shapes:
+            self._recent.clear()
 
     def reset(self) -> None:
         """Forget all bound kernels."""

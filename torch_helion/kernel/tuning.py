@@ -88,15 +88,16 @@ def keep(bound: Any, args: Sequence[Any], search: BaseSearch) -> Config:
 
 def store(bound: Any, args: Sequence[Any], found: Result) -> None:
     """Keep what a search has found for arguments of these sizes."""
-    kernel = identity(bound, args)
+    kernel = identity(bound.kernel, args)
     if kernel is not None:
         config = Config() if found.config == bound.default_config() else found.config
         results.keep(kernel, sizes_of(args), config, found.seconds, found.default_seconds)
+        bound.kernel.results_changed()
 
 
 def nearest(bound: Any, args: Sequence[Any]) -> list[Config]:
     """What searches have found for this kernel, for the most similar sizes first."""
-    kernel = identity(bound, args)
+    kernel = identity(bound.kernel, args)
     found = results.nearest(kernel, sizes_of(args)) if kernel is not None else []
     return list(dict.fromkeys(v.config for v in found if v.config))
 
@@ -114,7 +115,7 @@ def _without_advice(bound: Any) -> Iterator[None]:
 
 def exact_choice(bound: Any, args: Sequence[Any]) -> Config | None:
     """What was found for sizes of the same class."""
-    kernel = identity(bound, args)
+    kernel = identity(bound.kernel, args)
     found = results.choose(kernel, sizes_of(args)) if kernel is not None else None
     if found is None:
         return None
@@ -124,7 +125,7 @@ def exact_choice(bound: Any, args: Sequence[Any]) -> Config | None:
 
 def stored_choice(bound: Any, args: Sequence[Any]) -> Config | None:
     """The config that was found for arguments of about these sizes, if it still fits."""
-    kernel = identity(bound, args)
+    kernel = identity(bound.kernel, args)
     found = results.choose(kernel, sizes_of(args)) if kernel is not None else None
     if found is None or not found.config:
         return None
@@ -138,18 +139,58 @@ def stored_choice(bound: Any, args: Sequence[Any]) -> Config | None:
     return found.config
 
 
+# ---------------------------------------------------------------------- one kernel for many sizes
+
+
+def rule(kernel: Any, args: Sequence[Any]) -> str:
+    """Which of several tuned variants of a kernel with open sizes these arguments take; "" if there
+    are none to choose from.
+    """
+    if not _rules(kernel):
+        return ""
+    known = KernelId(_name(kernel), kernel.rules[1][0].code, _kind(kernel, args))
+    found = results.choose(known, sizes_of(args))
+    return found.config.to_json() if found is not None else "{}"
+
+
+def has_rules(kernel: Any) -> bool:
+    """Whether the sizes of a call decide about its config."""
+    return not kernel.settings.static_shapes and bool(_rules(kernel))
+
+
+def _rules(kernel: Any) -> list[results.Variant]:
+    """The variants to choose from: empty unless there are several. Looked up once, and again when
+    results were added.
+    """
+    if kernel.rules is None or kernel.rules[0] != results.generation:
+        found: list[results.Variant] = []
+        known = results.all_of(_name(kernel))
+        if len(known) > 1:
+            try:
+                code = _code(kernel.fn)
+                found = [v for v in known if v.code == code]
+            except stored.Unknown:
+                pass
+        several = len({v.config for v in found}) > 1
+        kernel.rules = (results.generation, found if several else [])
+    rows: list[results.Variant] = kernel.rules[1]
+    return rows
+
+
 # ---------------------------------------------------------------------- what a result belongs to
 
 
-def identity(bound: Any, args: Sequence[Any]) -> KernelId | None:
+def identity(kernel: Any, args: Sequence[Any]) -> KernelId | None:
     """The kernel and the kinds of its arguments; None for code that has no name."""
-    fn = bound.kernel.fn
     try:
-        kinds = [_kind(i, path, leaf, bound) for i, (path, leaf) in enumerate(_leaves(args))]
-        return KernelId(f"{fn.__module__}.{fn.__qualname__}", _code(fn), "; ".join(kinds))
+        return KernelId(_name(kernel), _code(kernel.fn), _kind(kernel, args))
     except stored.Unknown as error:
-        log.debug("%s: results are not stored: %s", bound.kernel.name, error)
+        log.debug("%s: results are not stored: %s", kernel.name, error)
         return None
+
+
+def _name(kernel: Any) -> str:
+    return f"{kernel.fn.__module__}.{kernel.fn.__qualname__}"
 
 
 def sizes_of(args: Sequence[Any]) -> tuple[int, ...]:
@@ -162,14 +203,19 @@ def _leaves(args: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(arguments.leaves(tuple(args)))
 
 
-def _kind(number: int, path: Any, leaf: Any, bound: Any) -> str:
-    if isinstance(leaf, torch.Tensor | TensorLike):
-        steps = leaf.stride()
-        order = sorted(range(len(steps)), key=lambda d: (-steps[d], d))
-        return f"{str(leaf.dtype).removeprefix('torch.')}{order}"
-    if path[0] not in bound.kernel.constant_positions and type(leaf) in (int, float):
-        return type(leaf).__name__
-    return stored.text_of_key(leaf)
+def _kind(kernel: Any, args: Sequence[Any]) -> str:
+    """dtypes, ranks, layouts and constants."""
+    found = []
+    for path, leaf in _leaves(args):
+        if isinstance(leaf, torch.Tensor | TensorLike):
+            steps = leaf.stride()
+            order = sorted(range(len(steps)), key=lambda d: (-steps[d], d))
+            found.append(f"{str(leaf.dtype).removeprefix('torch.')}{order}")
+        elif path[0] not in kernel.constant_positions and type(leaf) in (int, float):
+            found.append(type(leaf).__name__)
+        else:
+            found.append(stored.text_of_key(leaf))
+    return "; ".join(found)
 
 
 def _code(fn: types.FunctionType) -> str:

@@ -25,8 +25,8 @@ VECTOR_TILE = 256
 """Least elements of a tile along a vector axis of the grid, however much stands inside of it."""
 STREAM_BYTES = 24 << 20
 """Outputs larger than this in one call are written past the caches."""
-CACHED_BYTES = 2 << 20
-"""Smaller outputs are never written past the caches."""
+CACHED_BYTES = 12 << 20
+"""Smaller outputs are never written past the caches: a search would not see whom that slows down."""
 PARTIAL_TILES = 32
 """Tiles that a reduction across grid steps is cut into."""
 
