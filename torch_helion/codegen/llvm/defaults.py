@@ -26,7 +26,7 @@ VECTOR_TILE = 256
 STREAM_BYTES = 24 << 20
 """Outputs larger than this in one call are written past the caches."""
 CACHED_BYTES = 12 << 20
-"""Smaller outputs are never written past the caches: a search would not see whom that slows down."""
+"""Smaller outputs are never written past the caches: a search does not see whom that slows down."""
 PARTIAL_TILES = 32
 """Tiles that a reduction across grid steps is cut into."""
 
