@@ -6,13 +6,17 @@ import gc
 import os
 import pathlib
 import re
+import sys
 import time
 
 import pytest
 import torch
 
+import torch_helion as helion
 from test.autotuner.saboteurs import COUNT, problem
-from torch_helion.autotuner import runner
+from test.kernel.kernels import add
+from torch_helion import exc
+from torch_helion.autotuner import arena, runner
 from torch_helion.autotuner.search import FiniteSearch, PatternSearch
 from torch_helion.config import Config
 
@@ -153,11 +157,30 @@ def test_an_interruption_keeps_the_best(monkeypatch: pytest.MonkeyPatch) -> None
     assert child._sock is None
 
 
-def test_a_process_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_process_starts_this_one_measures(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     runner.server().stop()
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    made, _, _ = problem(["right", "again"])
-    with pytest.raises(Exception, match="does not start"):
-        PatternSearch(made, budget=5.0).autotune()
+    made, _, _ = problem(["right", "wrong"])
+    search = PatternSearch(made, budget=20.0)
+    with caplog.at_level("WARNING", "torch_helion.tune"):
+        assert search.autotune() == Config(kind="right")
+    assert "measured in this process: the measuring process does not start" in caplog.text
+    assert "No module named" in caplog.text, "its last words"
+    assert search.result is not None
+    assert len(search.result.rejected) == 1
     monkeypatch.delenv("PYTHONHOME")
-    assert PatternSearch(made, budget=20.0).autotune()["kind"] in ("right", "again")
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    assert PatternSearch(made, budget=20.0).autotune() == Config(kind="right")
+
+
+def test_large_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arena, "SHARE_OF_MEMORY", 1 << 30)
+    made, _, _ = problem(["right", "again"])
+    with pytest.raises(exc.TooLargeToTune, match="too much to measure on copies"):
+        PatternSearch(made, budget=5.0).autotune()
+    configs = [helion.Config(block_sizes=[n]) for n in (16, 64)]
+    kernel = helion.kernel(add, configs=configs)
+    x = torch.randn(100)
+    assert torch.equal(kernel(x, x), 2 * x), "a call goes on"

@@ -78,9 +78,7 @@ class Arena:
         self.written = tuple(written)
         self.layout, groups = _plan(tensors)
         if 3 * self.layout.size > _hardware.probe().memory // SHARE_OF_MEMORY:
-            raise exc.AutotuneError(
-                f"the arguments take {self.layout.size >> 20} MiB: too much to measure on copies"
-            )
+            raise exc.TooLargeToTune(self.layout.size >> 20)
         self.files = [_new_file(self.layout.size) for _ in range(2)]
         self.image, self.results = (map_file(f, self.layout.size) for f in self.files)
         for number, group in enumerate(groups):

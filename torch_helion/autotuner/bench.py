@@ -154,13 +154,25 @@ class Bench:
         chosen = self.problem.settings
         judge = self._judge_of(candidate) if self.check else None
         job = Job(candidate.number, candidate.text, candidate.arena, tuple(candidate.instance.ints))
-        self.runner.load(job, self._limit(chosen.autotune_compile_timeout, 10.0))
+        try:
+            self.runner.load(job, self._limit(chosen.autotune_compile_timeout, 10.0))
+        except runners.Unavailable as error:
+            self._stay_here(error)
+            self.runner.load(job, 0.0)
         self.runner.run(candidate.number, self._run_limit())
         self._judge(candidate, judge)
         first = self._time(candidate, 1)
         candidate.count = max(1, min(1000, int(SAMPLE_SECONDS / max(first, 1e-7))))
         candidate.first = min(first, self._time(candidate, candidate.count))
         candidate.count = max(1, min(1000, int(SAMPLE_SECONDS / max(candidate.first, 1e-7))))
+
+    def _stay_here(self, error: Exception) -> None:
+        """Measure in this process: where no other can be had, that is better than not at all."""
+        log.warning("%s is measured in this process: %s", self.problem.name, error)
+        local = LocalRunner()
+        for number, arena in self.runner.arenas.items():
+            local.attach(number, arena)
+        self.runner = local
 
     def _judge_of(self, candidate: Candidate) -> Judge | None:
         """Made at the first use, while the other process is starting."""

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import torch
 
-from torch_helion import _logging, exc
+from torch_helion import _logging
 from torch_helion.autotuner import wire
 from torch_helion.autotuner.arena import Arena
 from torch_helion.autotuner.worker import Host, Memory
@@ -37,6 +37,10 @@ START_SECONDS = 60.0
 
 class Failed(Exception):
     """A candidate failed; the text says how."""
+
+
+class Unavailable(Exception):
+    """The measuring process does not start; the text says why."""
 
 
 class Hangs(Failed):
@@ -243,7 +247,8 @@ class ServerProcess:
                 f"import sys; sys.path.insert(0, {package!r}); "
                 f"from torch_helion.autotuner.worker import main; main({theirs.fileno()})"
             )
-            with theirs:
+            self._sock, self._ready = ours, False
+            with theirs, contextlib.suppress(OSError):  # without a process, nobody answers
                 self._process = subprocess.Popen(
                     [sys.executable, "-W", "ignore", "-c", program],
                     stdin=subprocess.DEVNULL,
@@ -254,7 +259,6 @@ class ServerProcess:
                     # Threads that a library starts at import would not survive the forks.
                     env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
                 )
-            self._sock, self._ready = ours, False
 
     def fork(self, file: int, threads: int) -> int:
         """A new runner that answers on this socket; its process id."""
@@ -262,7 +266,7 @@ class ServerProcess:
             try:
                 self._wait()
                 answer = self._ask({"do": "fork", "threads": threads}, [file])
-            except (wire.Closed, OSError):  # it went because it was idle
+            except (wire.Closed, ConnectionError):  # it went because it was idle
                 self.stop()
                 self._wait()
                 answer = self._ask({"do": "fork", "threads": threads}, [file])
@@ -314,7 +318,7 @@ class ServerProcess:
         except (wire.Closed, wire.Malformed, TimeoutError):
             said = self._last_words()
             self.stop()
-            raise exc.AutotuneError(f"the measuring process does not start: {said}") from None
+            raise Unavailable(f"the measuring process does not start: {said}") from None
         self._ready = True
 
     def _last_words(self) -> str:

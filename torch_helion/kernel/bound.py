@@ -289,7 +289,11 @@ class BoundKernel:
         if plain and len(self.configs) == 1:
             self._install(self._with(self.configs[0]))
         elif len(self.configs) > 1 or self.settings.autotuner_fn is not None or not plain:
-            self.autotune(args, force=False)
+            try:
+                self.autotune(args, force=False)
+            except exc.TooLargeToTune as error:  # the call itself has all that it needs
+                log.warning("%s runs with the first of its configs: %s", self.kernel.name, error)
+                self._install(self._with(self.configs[0] if self.configs else None))
         elif effort == "none":
             self._install(self._with(None))
             self._say_implicit_config()

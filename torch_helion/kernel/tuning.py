@@ -97,7 +97,7 @@ def store(bound: Any, args: Sequence[Any], found: Result) -> None:
 
 def nearest(bound: Any, args: Sequence[Any]) -> list[Config]:
     """What searches have found for this kernel, for the most similar sizes first."""
-    kernel = identity(bound.kernel, args)
+    kernel = _known_identity(bound.kernel, args)
     found = results.nearest(kernel, sizes_of(args)) if kernel is not None else []
     return list(dict.fromkeys(v.config for v in found if v.config))
 
@@ -115,7 +115,7 @@ def _without_advice(bound: Any) -> Iterator[None]:
 
 def exact_choice(bound: Any, args: Sequence[Any]) -> Config | None:
     """What was found for sizes of the same class."""
-    kernel = identity(bound.kernel, args)
+    kernel = _known_identity(bound.kernel, args)
     found = results.choose(kernel, sizes_of(args)) if kernel is not None else None
     if found is None:
         return None
@@ -125,7 +125,7 @@ def exact_choice(bound: Any, args: Sequence[Any]) -> Config | None:
 
 def stored_choice(bound: Any, args: Sequence[Any]) -> Config | None:
     """The config that was found for arguments of about these sizes, if it still fits."""
-    kernel = identity(bound.kernel, args)
+    kernel = _known_identity(bound.kernel, args)
     found = results.choose(kernel, sizes_of(args)) if kernel is not None else None
     if found is None or not found.config:
         return None
@@ -187,6 +187,11 @@ def identity(kernel: Any, args: Sequence[Any]) -> KernelId | None:
     except stored.Unknown as error:
         log.debug("%s: results are not stored: %s", kernel.name, error)
         return None
+
+
+def _known_identity(kernel: Any, args: Sequence[Any]) -> KernelId | None:
+    """The same; None, too, where there is no result under the kernel's name."""
+    return identity(kernel, args) if results.all_of(_name(kernel)) else None
 
 
 def _name(kernel: Any) -> str:
