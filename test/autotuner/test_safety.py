@@ -6,7 +6,9 @@ import gc
 import os
 import pathlib
 import re
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -155,6 +157,31 @@ def test_an_interruption_keeps_the_best(monkeypatch: pytest.MonkeyPatch) -> None
     child = search.bench.runner
     assert isinstance(child, runner.ChildRunner)
     assert child._sock is None
+
+
+def test_ctrl_c_ends_a_candidate_that_hangs() -> None:
+    made, _, _ = problem(["right", "hang"], autotune_adaptive_timeout=False)
+    search = PatternSearch(made, budget=60.0)
+    runner.server().start()
+
+    def interrupt() -> None:
+        while "right" not in str(list(getattr(search, "bench", made_empty).candidates)):
+            time.sleep(0.05)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    made_empty = type("NoBench", (), {"candidates": {}})
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    start = time.perf_counter()
+    assert search.autotune() == Config(kind="right")
+    thread.join()
+    assert time.perf_counter() - start < 25, "a hang alone would take 30 s"
+    assert search.result is not None
+    assert search.result.interrupted
+    server = runner.server()._process
+    assert server is not None and server.poll() is None, "it was not for the server"
+    assert _children(server.pid) == []
 
 
 def test_where_no_process_starts_this_one_measures(
