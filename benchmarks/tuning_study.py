@@ -10,6 +10,7 @@ that tries all configs where there are few and otherwise starts from many random
 default and both winners take turns, and the fastest of them counts as the best there is.
 
 One thread unless told otherwise: on a machine that others use, two threads measure the scheduler.
+Start it with `taskset -c 0` then: defaults leave work for all cores that the process may use.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ STEP_ELEMENTS = 4096
 """Elements of one grid step that has no inner loop."""
 GRID_VECTOR = 256
 """Least elements along a vector axis of the grid."""
-STREAM_VECTOR, STREAM_BYTES = 1024, 16 << 20
-"""The same where a loop inside goes through more memory than caches hold: longer pieces of a row
-are fetched ahead.
+STREAM_VECTOR, STREAM_BYTES = 2048, 16 << 20
+"""The same where a loop inside goes through more memory than caches hold (longer pieces of a row
+are fetched ahead), or has few lines (less of its time is the loop's own).
 """
 TRANSPOSED_LENGTH, TRANSPOSED_LANES = 128, 256
 """Of a tile of a transposition: along the contiguous axis of one side, and at most along the vector
@@ -244,8 +244,11 @@ def _rows(facts: _Facts) -> None:
     widest = inner[0] if inner and free else None
     row = math.prod(max(1, facts.extent(n)) for n, a in facts.axes.items() if a.kind == "full")
     lines = power_of_two(min(LOOP_LINES, max(1, LINE_ELEMENTS // row)))
-    for name in inner:
+    for name in inner:  # the vector axis first: it has the highest rank
         facts.choose(name, LOOP_TILE if name in (vector, widest) else lines)
+        if name == vector:  # the others repeat it: a line is as long as its tile
+            long = min(facts.block(name) or 1, facts.extent(name))
+            lines = power_of_two(min(lines, max(1, LINE_ELEMENTS // max(1, long))))
     for name in _divided(facts):
         facts.choose(name, max(LEAST_PART, power_of_two(facts.extent(name) // PARTS)))
     across = across_axis(facts.phase.regions[0].walk(), buffers, vector)
@@ -286,10 +289,13 @@ def _is_block(symbol: sympy.Symbol) -> bool:
 
 def _least_vector(facts: _Facts, name: str) -> int:
     """Least elements of the grid's vector axis."""
-    if not facts.loops or _bytes(facts) < STREAM_BYTES:
+    if not facts.loops:
         return GRID_VECTOR
+    lines = math.prod(facts.block(n) or 1 for n in facts.loops)
+    wanted = min(2 * STEP_ELEMENTS // max(1, lines), STREAM_VECTOR // 2)
+    wanted = STREAM_VECTOR if _bytes(facts) >= STREAM_BYTES else wanted
     share = power_of_two(facts.extent(name) // _hardware.cores())
-    return max(GRID_VECTOR, min(STREAM_VECTOR, share))
+    return max(GRID_VECTOR, min(STREAM_VECTOR, power_of_two(wanted), share))
 
 
 def _bytes(facts: _Facts) -> int:
