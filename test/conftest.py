@@ -28,7 +28,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def _fresh_state() -> Iterator[None]:
-    """A seed before each test; after it, no compiled code and no thread count is left."""
+    """A seed before each test; after it, no compiled code, tuned config or thread count is left."""
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 0
     if torch:
@@ -37,6 +37,9 @@ def _fresh_state() -> Iterator[None]:
     torch = sys.modules.get("torch")
     if torch and threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+    if results := sys.modules.get("torch_helion.autotuner.results"):
+        results.forget()
+        shutil.rmtree(os.path.join(_folder, "helion", results.KIND), ignore_errors=True)
     if dynamo := sys.modules.get("torch._dynamo"):
         dynamo.reset()
 

@@ -9,7 +9,7 @@ import pickle
 import pytest
 
 from torch_helion import config_spec, exc
-from torch_helion.autotuner.search import neighbours
+from torch_helion.autotuner.space import Space
 from torch_helion.config import Config
 from torch_helion.config_spec import (
     BlockSizeSpec,
@@ -234,8 +234,9 @@ def test_fragments_that_make_no_sense() -> None:
 def test_neighbours_differ_in_one_place_and_fit() -> None:
     made = spec()
     start = Config.from_dict(made.normalize({"block_sizes": [64, 16]}))
-    near = neighbours(made, start)
-    assert len(near) == len(set(near)) == 6
+    space = Space(made, start)
+    near = [space.config(point) for point in space.neighbours(space.point(start))]
+    assert len(near) == len(set(near)) == 8
     for config in near:
         assert sum(config[k] != start[k] for k in start) == 1
         assert Config.from_dict(made.normalize(config)) == config

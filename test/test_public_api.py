@@ -28,10 +28,13 @@ PUBLIC = [
     "jit",
     "kernel",
     "language",
+    "load_configs",
     "next_power_of_2",
     "runtime",
+    "save_configs",
     "settings",
     "testing",
+    "tune",
     "weights",
 ]
 

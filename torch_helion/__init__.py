@@ -40,6 +40,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr_
     from torch_helion.runtime.launcher import empty_cache as empty_cache
     from torch_helion.settings import RefMode as RefMode
     from torch_helion.settings import Settings as Settings
+    from torch_helion.tuning import load_configs as load_configs
+    from torch_helion.tuning import save_configs as save_configs
+    from torch_helion.tuning import tune as tune
 
 __version__ = "0.1.0"
 
@@ -61,10 +64,13 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "jit": ("torch_helion.kernel.decorator", "kernel"),
     "kernel": ("torch_helion.kernel.decorator", "kernel"),
     "language": ("torch_helion.language", ""),
+    "load_configs": ("torch_helion.tuning", "load_configs"),
     "next_power_of_2": ("torch_helion.kernel.integers", "next_power_of_2"),
     "runtime": ("torch_helion.runtime", ""),
+    "save_configs": ("torch_helion.tuning", "save_configs"),
     "settings": ("torch_helion.settings", ""),
     "testing": ("torch_helion.testing", ""),
+    "tune": ("torch_helion.tuning", "tune"),
     "weights": ("torch_helion.weights", ""),
 }
 
@@ -86,10 +92,13 @@ __all__ = [
     "jit",
     "kernel",
     "language",
+    "load_configs",
     "next_power_of_2",
     "runtime",
+    "save_configs",
     "settings",
     "testing",
+    "tune",
     "weights",
 ]
 

@@ -71,6 +71,14 @@ def load_kernel(text: str, target: Target = LLVM) -> Any:
         return _loaded[key]
 
 
+def build_kernel(text: str, target: Target = LLVM) -> Any:
+    """The same, compiled now and kept nowhere: for candidates of a search."""
+    try:
+        return _link(launcher.parse_header(text), target.build(text, target.machine()), target)
+    except BuildError as error:
+        raise exc.CodegenError(str(error)) from error
+
+
 def _load(text: str, key: str, target: Target) -> Any:
     header = launcher.parse_header(text)
     data = artifact_cache.get("object", key)

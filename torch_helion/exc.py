@@ -752,6 +752,13 @@ class AutotuneError(KernelError):
     message = "{why}"
 
 
+class TooLargeToTune(AutotuneError):
+    """A search would need more memory for copies of the arguments than there is to spare."""
+
+    message = "The arguments take {size} MiB: too much to measure on copies."
+    advice = "Tune with smaller ones: the result serves sizes that are near."
+
+
 class NoConfigFound(AutotuneError):
     """No config of a search works."""
 

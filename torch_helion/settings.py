@@ -76,6 +76,7 @@ class Switches:
     verify: bool = switch(False, "verify the tile IR after every pass, not only at the ends")
     cache_dir: str = switch(_default_cache_dir, "folder of the artifact cache (made private, 0700)")
     cache_limit_mb: int = switch(1024, "size of the cache above which old entries are removed")
+    tune_budget: float = switch(2.0, "seconds of a search for each kernel in mode max-autotune")
     logs: str = switch("", "artefacts to log: capture,+code,-launch,all (see _logging)")
     dump: str = switch("", "folder that receives each stage of each kernel as a numbered file")
 
@@ -269,7 +270,7 @@ class Settings:
     autotune_precompile_jobs: int | None = _setting(None, "processes that compile candidates")
     autotune_compile_timeout: int = _setting(60, "seconds for compiling a candidate")
     autotune_adaptive_timeout: bool = _setting(True, "shorten timeouts as a search goes on")
-    autotune_benchmark_subprocess: bool = _setting(False, "measure in a process of its own")
+    autotune_benchmark_subprocess: bool = _setting(True, "measure in a process of its own")
     autotune_benchmark_timeout: int = _setting(30, "seconds for measuring a candidate")
     autotune_ignore_errors: bool = _setting(False, "go on when a candidate fails")
     autotune_rebenchmark_threshold: float = _setting(1.5, "measure again within this factor")

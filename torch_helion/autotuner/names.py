@@ -62,8 +62,14 @@ class LocalAutotuneCache:
         self.autotuner = search
 
     def autotune(self, *, skip_cache: bool = False) -> Any:
-        """The config of the search."""
-        return self.autotuner.autotune(skip_cache=skip_cache)
+        """The config that an earlier search has found; else that of the search, which is kept."""
+        bound, args = self.autotuner.kernel, self.autotuner.args
+        known = None if skip_cache else bound.stored_config(args)
+        if known is not None:
+            return known
+        config = self.autotuner.autotune(skip_cache=skip_cache)
+        bound.keep_result(args, self.autotuner.result)
+        return config
 
 
 class StrictLocalAutotuneCache(LocalAutotuneCache):

@@ -1,200 +1,368 @@
-"""Searches for the best config of a bound kernel on given arguments.
+"""Searches for the best config of a kernel on given arguments.
 
-In: a bound kernel (as :mod:`torch_helion.kernel.bound` makes it), arguments, configs. Out: a
-Config. Every candidate is compiled, its results are compared with those of the baseline, and the
-candidates that are right take turns on the clock.
+In: a bound kernel and arguments (or a :class:`~torch_helion.autotuner.problem.Problem`), configs to
+start from. Out: a Config. All searches measure by :class:`~torch_helion.autotuner.bench.Bench` and
+differ in which configs they try:
+
+- ``FiniteSearch``: those that are given;
+- ``RandomSearch``: any;
+- ``PatternSearch``: neighbours of the best, until none is better;
+- ``DifferentialEvolutionSearch``: differences within a population, added to its members;
+- ``LFBOPatternSearch``, ``LFBOTreeSearch``: many neighbours, of which a model of the measurements
+  chooses (nearest neighbours, randomised trees);
+- ``DESurrogateHybrid``: the population's next members, of which a model chooses.
+
+Every search begins with the default config, ends at its deadline, and gives the default config
+unless something is clearly faster. Ctrl-C ends it with the best so far.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-from torch.utils import _pytree as pytree
-
 from torch_helion import _logging, exc, settings
-from torch_helion.autotuner import benchmark
+from torch_helion.autotuner import runner, surrogate
+from torch_helion.autotuner.bench import Bench
+from torch_helion.autotuner.problem import Problem
+from torch_helion.autotuner.progress import Progress
+from torch_helion.autotuner.space import Point, Space
 from torch_helion.config import Config
-from torch_helion.config_spec import ConfigSpec
 
 log = _logging.get_logger("tune")
 
 BUDGET = {"none": 0.0, "quick": 2.0, "full": 5.0}
 """seconds of a search by effort, unless the settings say otherwise"""
+BATCH = 6
+"""configs between two looks at the clock and the progress"""
+POPULATION = 10
+MUTATION, CROSSOVER = 0.8, 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a search found, and how."""
+
+    config: Config
+    seconds: float
+    """of a call with the config"""
+    default_seconds: float
+    """of a call with the default config"""
+    tried: int
+    rejected: tuple[tuple[Config, str], ...]
+    """configs that failed, with the reason"""
+    noise: float
+    interrupted: bool = False
+
+    @property
+    def speedup(self) -> float:
+        """Over the default config."""
+        return self.default_seconds / self.seconds if self.seconds else 1.0
 
 
 class BaseSearch:
     """A search: ``Search(bound_kernel, args).autotune()`` gives the best config found."""
 
     def __init__(
-        self, bound_kernel: Any, args: Sequence[Any], configs: Iterable[Any] = (), **options: Any
+        self,
+        bound_kernel: Any,
+        args: Sequence[Any] = (),
+        configs: Iterable[Any] = (),
+        *,
+        budget: float | None = None,
+        **options: Any,
     ) -> None:
-        self.kernel = bound_kernel
-        self.bound_kernel = bound_kernel
+        self.kernel = self.bound_kernel = bound_kernel
         self.args = tuple(args)
-        self.settings: settings.Settings = bound_kernel.settings
         self.configs = [Config.from_dict(c) for c in configs]
-        self.failures: list[str] = []
-        self._reference: Any = None
+        self.settings: settings.Settings = bound_kernel.settings
+        self.budget = _budget(self.settings) if budget is None else float(budget)
+        self.result: Result | None = None
+        self.bench: Bench
+        self.progress: Progress
+        self.rng = random.Random(self.settings.autotune_random_seed)
 
-    def candidates(self) -> list[Config]:
-        """The configs to start with."""
-        return self.configs
+    @functools.cached_property
+    def problem(self) -> Problem:
+        """The kernel with these arguments."""
+        if isinstance(self.kernel, Problem):
+            return self.kernel
+        made: Problem = self.kernel.tuning_problem(self.args)
+        return made
+
+    @property
+    def space(self) -> Space:
+        """What the search varies."""
+        return self.problem.space
+
+    # -- the frame of every search ----------------------------------------------------------------
 
     def autotune(self, *, skip_cache: bool = False) -> Config:
         """Measure, and return the best config."""
-        times = self._first_times()
-        return min(times, key=lambda config: times[config])
+        start = time.perf_counter()
+        if self.problem.isolated and self.settings.autotune_benchmark_subprocess:
+            runner.server().start()
+        self.bench = Bench(
+            self.problem, start + self.budget, bool(self.settings.autotune_accuracy_check)
+        )
+        if self.settings.autotune_log_search_space:
+            log.info("%s varies\n%s", self.problem.name, self.space.describe())
+        interrupted = False
+        with Progress(self.bench, self.settings, self.budget) as self.progress:
+            try:
+                for _ in range(max(1, self.settings.autotune_best_of_k)):
+                    self.search()
+                self.bench.confirm()
+            except KeyboardInterrupt:
+                interrupted = True
+                log.warning("%s: interrupted, the best so far is kept", self.problem.name)
+                if self.bench.best is None:
+                    raise
+            finally:
+                self.bench.close()
+            self.progress.update()
+        self.result = self._result(interrupted)
+        self._log()
+        return self.result.config
 
-    # -- measuring --------------------------------------------------------------------------------
+    def search(self) -> None:
+        """Measure what this kind of search measures."""
+        raise NotImplementedError
 
-    def _first_times(self) -> dict[Config, float]:
-        """Seconds of the candidates; raises exc.NoConfigFound if none of them is right."""
-        times = self.measure(self.candidates())
-        if not times:
-            raise exc.NoConfigFound(f": {'; '.join(self.failures)}" if self.failures else "")
-        return times
+    def _result(self, interrupted: bool) -> Result:
+        bench, best = self.bench, self.bench.best
+        if best is None:
+            reasons = "; ".join(f"{c}: {why}" for c, why in bench.rejected.items())
+            raise exc.NoConfigFound(f": {reasons}" if reasons else "")
+        return Result(
+            best.config,
+            bench.seconds * best.score,
+            bench.seconds,
+            len(bench.candidates),
+            tuple(bench.rejected.items()),
+            bench.noise,
+            interrupted,
+        )
 
-    def measure(self, configs: Sequence[Config]) -> dict[Config, float]:
-        """Seconds of each config that compiles and is right."""
-        configs = list(dict.fromkeys(self._overridden(c) for c in configs))
-        run: dict[Config, Callable[[], Any]] = {}
-        for config in configs:
-            function = self._checked(config)
-            if function is not None:
-                run[config] = function
-        if self.settings.autotune_benchmark_fn is not None:
-            measured = self.settings.autotune_benchmark_fn(list(run.values()))
-        else:
-            measured = benchmark.interleaved(list(run.values()))
-        times = dict(zip(run, measured, strict=True))
-        for config, seconds in times.items():
-            log.debug("%s: %.1f us with %s", self.kernel.kernel.name, seconds * 1e6, config)
-        return times
+    def _log(self) -> None:
+        result = self.result
+        assert result is not None
+        log.info(
+            "%s: %.1f us, %.2f times the default's speed, with %s (%d tried, %d rejected, noise "
+            "%.1f %%)",
+            self.problem.name, result.seconds * 1e6, result.speedup, result.config, result.tried,
+            len(result.rejected), result.noise * 100,
+        )  # fmt: skip
+        if self.settings.autotune_log_level and self.progress._live is not None and result.rejected:
+            for config, why in result.rejected[:3]:
+                log.warning("%s: rejected: %s: %s", self.problem.name, config, why)
+
+    # -- for the kinds ----------------------------------------------------------------------------
+
+    def measure(self, configs: Sequence[Config], strict: bool = False) -> dict[Config, float]:
+        """Scores of the configs that work and are allowed; 1 is the default's time."""
+        allowed = [c for c in map(self._overridden, configs) if self._allowed(c)]
+        found: dict[Config, float] = {}
+        batch = BATCH if self.problem.shared else 1  # arguments of their own take memory
+        for place in range(0, len(allowed), batch):
+            found |= self.bench.measure(allowed[place : place + batch], strict)
+            self.progress.update()
+        return found
+
+    def measure_points(self, points: Sequence[Point]) -> dict[Point, float]:
+        """The same for points of the space."""
+        configs = {point: self._overridden(self.space.config(point)) for point in points}
+        scores = self.measure(list(configs.values()))
+        return {point: scores[config] for point, config in configs.items() if config in scores}
+
+    def seeds(self) -> list[Config]:
+        """The configs to start with: default, given ones, those of similar problems."""
+        mine = [Config.from_dict(c) for c in self.settings.autotune_seed_configs or ()]
+        most = self.settings.autotune_best_available_max_configs
+        near = [] if self.settings.disable_autotuner_heuristics else list(self.problem.seeds)[:most]
+        return list(dict.fromkeys([self.problem.default, *self.configs, *mine, *near]))
+
+    def is_over(self, generation: int) -> bool:
+        """Whether time, or the number of rounds that the settings allow, is used up."""
+        most = self.settings.autotune_max_generations
+        return self.bench.is_over or (most is not None and generation >= most)
 
     def _overridden(self, config: Config) -> Config:
         overrides = self.settings.autotune_config_overrides
         return Config.from_dict({**config.config, **overrides}) if overrides else config
-
-    def _checked(self, config: Config) -> Callable[[], Any] | None:
-        """A call of the kernel with this config on copies; None if it fails or is wrong."""
-        args = benchmark.cloned(self.args)
-        try:
-            compiled = self.kernel.compile_config(config)
-            results = compiled(*args)
-        except Exception as error:
-            if isinstance(error, exc.InvalidConfig) or not _may_fail(error):
-                raise
-            self.failures.append(f"{config}: {error}")
-            log.info("%s fails: %s", config, error)
-            return None
-        if self.settings.autotune_accuracy_check and not self._is_right(results, args):
-            self.failures.append(f"{config}: wrong results")
-            log.warning("%s gives other results than the baseline and is left out", config)
-            return None
-        return functools.partial(compiled, *args)
-
-    def _is_right(self, results: Any, args: Any) -> bool:
-        if self._reference is None:
-            self._reference = self._baseline()
-        if self.settings.autotune_baseline_accuracy_check_fn is not None:
-            try:
-                self.settings.autotune_baseline_accuracy_check_fn(results, self._reference[0])
-            except AssertionError:
-                return False
-            return True
-        atol, rtol = self.settings.autotune_baseline_atol, self.settings.autotune_baseline_rtol
-        return _close((results, args), self._reference, atol, rtol)
-
-    def _baseline(self) -> Any:
-        """Results and arguments after a call of what is right by definition."""
-        args = benchmark.cloned(self.args)
-        function = self.settings.autotune_baseline_fn
-        if function is None:
-            function = self.kernel.compile_config(self.kernel.default_config())
-        return function(*args), args
-
-
-class FiniteSearch(BaseSearch):
-    """The best of the given configs."""
-
-    def __init__(
-        self, bound_kernel: Any, args: Sequence[Any], configs: Iterable[Any] = (), **options: Any
-    ) -> None:
-        super().__init__(bound_kernel, args, configs or bound_kernel.configs, **options)
-        if len(self.configs) < 2:
-            raise exc.NotEnoughConfigs(len(self.configs))
-
-
-class PatternSearch(BaseSearch):
-    """From the default config to better neighbours until none is better or time is up."""
-
-    def candidates(self) -> list[Config]:
-        seeds = [Config.from_dict(c) for c in self.settings.autotune_seed_configs or ()]
-        return [self.kernel.default_config(), *self.configs, *seeds]
-
-    def autotune(self, *, skip_cache: bool = False) -> Config:
-        deadline = time.perf_counter() + _budget(self.settings)
-        times = self._first_times()
-        best = min(times, key=lambda config: times[config])
-        generations = self.settings.autotune_max_generations
-        tried = set(times)
-        while time.perf_counter() < deadline and (generations is None or generations > 0):
-            near = [c for c in neighbours(self.kernel.config_spec, best) if c not in tried]
-            near = [c for c in near if self._allowed(c)]
-            if not near:
-                break
-            tried |= set(near)
-            round_times = self.measure([best, *near[:8]])
-            leader = min(round_times, key=lambda config: round_times[config])
-            if round_times[leader] >= 0.98 * round_times.get(best, math.inf):
-                break
-            best = leader
-            generations = None if generations is None else generations - 1
-        return best
 
     def _allowed(self, config: Config) -> bool:
         allowed = self.settings.autotune_config_filter
         return allowed is None or bool(allowed(config))
 
 
-class RandomSearch(PatternSearch):
-    """The default config and random ones."""
+class FiniteSearch(BaseSearch):
+    """The best of the given configs. All of them are measured, however long that takes."""
 
-    def candidates(self) -> list[Config]:
-        spec: ConfigSpec = self.kernel.config_spec
-        start = self.kernel.default_config()
-        made = [start]
-        for _ in range(12):
-            changes = {key: fragment.random() for key, fragment in spec.fragments().items()}
-            made.append(_with(start, changes))
-        return [*made, *self.configs]
+    def __init__(
+        self, bound_kernel: Any, args: Sequence[Any] = (), configs: Iterable[Any] = (), **more: Any
+    ) -> None:
+        chosen = list(configs) or list(getattr(bound_kernel, "configs", ()))
+        super().__init__(bound_kernel, args, chosen, **more)
+        if "budget" not in more and self.settings.autotune_budget_seconds is None:
+            self.budget = math.inf
+        if len(self.configs) < 2:
+            raise exc.NotEnoughConfigs(len(self.configs))
 
-    def autotune(self, *, skip_cache: bool = False) -> Config:
-        if self.settings.autotune_random_seed is not None:
-            random.seed(self.settings.autotune_random_seed)
-        return BaseSearch.autotune(self, skip_cache=skip_cache)
+    def search(self) -> None:
+        self.measure(self.configs, strict=True)
+
+
+class RandomSearch(BaseSearch):
+    """Random configs until the time is up."""
+
+    def search(self) -> None:
+        self.measure(self.seeds(), strict=True)
+        seen = {self.space.point(c) for c in self.bench.candidates}
+        generation = misses = 0
+        while not self.is_over(generation) and misses < 200:
+            points: list[Point] = []
+            while len(points) < BATCH and misses < 200:
+                point = self.space.random(self.rng)
+                misses = misses + 1 if point in seen else 0
+                if point not in seen:
+                    seen.add(point)
+                    points.append(point)
+            self.measure_points(points)
+            generation += 1
+
+
+class PatternSearch(BaseSearch):
+    """From the best of the seeds to better neighbours, until none is better."""
+
+    def search(self) -> None:
+        self.measure(self.seeds(), strict=True)
+        self._seen: set[Point] = {self.space.point(c) for c in self.bench.candidates}
+        generation = 0
+        while not self.is_over(generation) and self._step():
+            generation += 1
+
+    def _step(self) -> bool:
+        """Try around the best so far; whether there was anything to try."""
+        best = self.bench.best
+        here = self.space.point(self.problem.default if best is None else best.config)
+        for ring in self.rings(here):
+            points = [p for p in ring if p not in self._seen]
+            for place in range(0, len(points), BATCH):
+                if self.bench.is_over:
+                    return False
+                chosen = points[place : place + BATCH]
+                self._seen |= set(chosen)
+                self.measure_points(chosen)
+            if self.bench.best is not best:
+                return True
+        return False
+
+    def rings(self, here: Point) -> Iterable[list[Point]]:
+        """Groups of points around one, nearer ones first; a later group needs no better earlier."""
+        near = self.space.neighbours(here)
+        yield near
+        yield self.space.diagonals(here)
+        far = {p for n in near for p in self.space.neighbours(n)} - {here, *near}
+        yield self.rng.sample(sorted(far), min(len(far), 3 * BATCH))
 
 
 class LFBOPatternSearch(PatternSearch):
-    """The pattern search, under the name of one that learns which neighbours to try."""
+    """The pattern search where a model chooses among neighbours and their neighbours."""
+
+    def rings(self, here: Point) -> Iterable[list[Point]]:
+        for _ in range(3):
+            near = self.space.neighbours(here)
+            wide = {*near, *(p for n in near for p in self.space.neighbours(n))}
+            fresh = sorted(wide - self._seen)
+            if not fresh:
+                return
+            model = self.model()
+            fresh.sort(key=lambda p: model.predict(self.space.features(p)))
+            yield fresh[:BATCH]
+
+    def model(self) -> Any:
+        """What predicts scores from those measured so far."""
+        return surrogate.Neighbours(*self.measured())
+
+    def measured(self) -> tuple[list[list[float]], list[float]]:
+        """Features and scores; what failed counts as slow."""
+        scores = {self.space.point(c): k.score for c, k in self.bench.candidates.items()}
+        scores |= {self.space.point(c): 4.0 for c in self.bench.rejected}
+        rows = [(self.space.features(p), min(s, 4.0)) for p, s in scores.items()]
+        return [r for r, _ in rows], [s for _, s in rows]
 
 
-class LFBOTreeSearch(PatternSearch):
-    """The pattern search, under the name of one that learns which neighbours to try."""
+class LFBOTreeSearch(LFBOPatternSearch):
+    """The same with randomised trees as the model."""
+
+    def model(self) -> Any:
+        return surrogate.Trees(*self.measured(), self.rng)
 
 
-class DifferentialEvolutionSearch(PatternSearch):
-    """The pattern search, under the name of one that keeps a population."""
+class DifferentialEvolutionSearch(BaseSearch):
+    """A population of configs whose differences, added to members, make the next ones."""
+
+    def search(self) -> None:
+        self.measure(self.seeds(), strict=True)
+        members = {self.space.point(c): k.score for c, k in self.bench.candidates.items()}
+        fresh = {self.space.random(self.rng) for _ in range(max(0, POPULATION - len(members)))}
+        members |= self.measure_points(sorted(fresh - members.keys()))
+        seen = set(members)
+        generation = misses = 0
+        while not self.is_over(generation) and len(members) >= 4 and misses < 5:
+            trials = self.trials(members, seen)
+            misses = 0 if trials else misses + 1
+            seen |= set(trials.values())
+            scores = self.measure_points(list(trials.values()))
+            for parent, child in trials.items():
+                if scores.get(child, math.inf) < members[parent]:
+                    del members[parent]
+                    members[child] = scores[child]
+            generation += 1
+
+    def trials(self, members: dict[Point, float], seen: set[Point]) -> dict[Point, Point]:
+        """A child for each member, where there is one that was not tried."""
+        found: dict[Point, Point] = {}
+        for parent in members:
+            child = self.child(parent, list(members))
+            if child not in seen and child not in found.values():
+                found[parent] = child
+        return found
+
+    def child(self, parent: Point, members: list[Point]) -> Point:
+        """One member with the difference of two others added, in some places."""
+        a, b, c = self.rng.sample([m for m in members if m != parent], 3)
+        forced = self.rng.randrange(max(1, len(parent)))
+        moved = list(parent)
+        for place, dimension in enumerate(self.space.dimensions):
+            if place != forced and self.rng.random() > CROSSOVER:
+                continue
+            step = MUTATION * (b[place] - c[place])
+            number = round(a[place] + step + self.rng.uniform(-0.5, 0.5))
+            moved[place] = min(max(number, 0), len(dimension.values) - 1)
+        return tuple(moved)
 
 
 class DESurrogateHybrid(DifferentialEvolutionSearch):
-    """The pattern search, under the name of one that keeps a population and a model of it."""
+    """The same with several children for each member, of which a model keeps the most promising."""
+
+    def trials(self, members: dict[Point, float], seen: set[Point]) -> dict[Point, Point]:
+        rows = [self.space.features(p) for p in members]
+        model = surrogate.Neighbours(rows, list(members.values()))
+        found: dict[Point, Point] = {}
+        for parent in members:
+            children = {self.child(parent, list(members)) for _ in range(6)}
+            fresh = sorted(children - seen - set(found.values()))
+            if fresh:
+                found[parent] = min(fresh, key=lambda p: model.predict(self.space.features(p)))
+        most = sorted(found, key=lambda p: model.predict(self.space.features(found[p])))
+        return {p: found[p] for p in most[: max(2, len(most) // 2)]}
 
 
 SEARCHES: dict[str, type[BaseSearch]] = {
@@ -209,66 +377,38 @@ SEARCHES: dict[str, type[BaseSearch]] = {
         DESurrogateHybrid,
     )
 }
+DEFAULT = "PatternSearch"
 
 
-def autotune(bound: Any, args: Sequence[Any], *, force: bool = True, **options: Any) -> Config:
-    """The best config for these arguments by the search that the settings ask for."""
-    made = bound.settings.autotuner_fn
-    if made is not None:
-        return made(bound, args, **options).autotune()
-    if len(bound.configs) == 1 and not (force or bound.settings.force_autotune):
-        return bound.configs[0]
-    if settings.flag("DISALLOW_AUTOTUNING") not in ("", "0"):
-        raise exc.AutotuningDisallowedInEnvironment(f" (kernel {bound.kernel.name!r})")
-    if len(bound.configs) > 1:
-        return FiniteSearch(bound, args, bound.configs).autotune()
-    if bound.settings.autotune_effort == "none":
-        return bound.implicit_config() or bound.default_config()
-    name = settings.flag("AUTOTUNER") or "PatternSearch"
+def search_named(name: str = "") -> type[BaseSearch]:
+    """The class of this name; of the one that the environment names; the default one."""
+    name = name or settings.flag("AUTOTUNER") or DEFAULT
     if name not in SEARCHES:
         raise exc.invalid_option("search (HELION_AUTOTUNER)", name, SEARCHES)
-    return SEARCHES[name](bound, args).autotune()
+    return SEARCHES[name]
 
 
 def autotune_multi(
-    bounds: Sequence[Any], sets: Sequence[Sequence[Any]], aggregation: str, **options: Any
+    problems: Sequence[Problem], configs: Sequence[Config], aggregation: str
 ) -> Config:
-    """The config that is best over several sets of arguments."""
+    """The config that is best over several problems of one kernel."""
     if aggregation not in ("geomean", "max"):
         raise exc.InvalidValue("aggregation", aggregation, "'geomean' or 'max'")
-    candidates = bounds[0].configs or [bound.default_config() for bound in bounds]
     totals: dict[Config, list[float]] = {}
-    for bound, args in zip(bounds, sets, strict=True):
-        times = PatternSearch(bound, args).measure(candidates)
-        fastest = min(times.values(), default=1.0)
-        for config, seconds in times.items():
-            totals.setdefault(config, []).append(seconds / fastest)
-    whole = {c: rows for c, rows in totals.items() if len(rows) == len(bounds)}
+    for problem in problems:
+        bench = Bench(problem, check=bool(problem.settings.autotune_accuracy_check))
+        try:
+            scores = bench.measure(list(configs))
+        finally:
+            bench.close()
+        fastest = min(scores.values(), default=1.0)
+        for config, score in scores.items():
+            totals.setdefault(config, []).append(score / fastest)
+    whole = {c: rows for c, rows in totals.items() if len(rows) == len(problems)}
     if not whole:
         raise exc.NoConfigFound(": no config works for all sets of arguments")
-    score = max if aggregation == "max" else _geomean
-    return min(whole, key=lambda config: score(whole[config]))
-
-
-def neighbours(spec: ConfigSpec, config: Config) -> list[Config]:
-    """Configs that differ from this one in one place."""
-    found = []
-    for key, fragment in spec.fragments().items():
-        name, _, place = key.partition("[")
-        current = config[name][int(place[:-1])] if place else config[name]
-        found += [_with(config, {key: v}) for v in fragment.pattern_neighbors(current)]
-    return found
-
-
-def _with(config: Config, changes: dict[str, Any]) -> Config:
-    values = config.config
-    for key, value in changes.items():
-        name, _, place = key.partition("[")
-        if place:
-            values[name][int(place[:-1])] = value
-        else:
-            values[name] = value
-    return Config.from_dict(values)
+    joined = max if aggregation == "max" else _geomean
+    return min(whole, key=lambda config: joined(whole[config]))
 
 
 def _geomean(ratios: Sequence[float]) -> float:
@@ -279,27 +419,3 @@ def _budget(chosen: settings.Settings) -> float:
     if chosen.autotune_budget_seconds is not None:
         return float(chosen.autotune_budget_seconds)
     return BUDGET[chosen.autotune_effort]
-
-
-def _may_fail(error: Exception) -> bool:
-    """Whether a candidate may fail in this way without ending the search."""
-    return isinstance(error, exc.Base | RuntimeError | MemoryError)
-
-
-def _close(got: Any, want: Any, atol: float | None, rtol: float | None) -> bool:
-    ours, theirs = pytree.tree_leaves(got), pytree.tree_leaves(want)
-    if len(ours) != len(theirs):
-        return False
-    for a, b in zip(ours, theirs, strict=True):
-        if not isinstance(b, torch.Tensor):
-            continue
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        if b.dtype.is_floating_point:
-            relative = 1e-2 if rtol is None else rtol
-            absolute = 1e-2 if atol is None else atol
-            if not torch.allclose(a.double(), b.double(), relative, absolute, equal_nan=True):
-                return False
-        elif not torch.equal(a, b):
-            return False
-    return True

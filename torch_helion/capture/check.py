@@ -5,19 +5,14 @@ What flows in: a region, its kernel and the kernel's text. What flows out: a ver
 (:mod:`torch_helion.capture.small_instance`); the region's operators run on ATen in float64, and as
 they are.
 
-The rule, for every output: integers and bools are equal; floats are close at the dtype's tolerance,
-else
-
-    RMSE(kernel, float64) <= m * RMSE(ATen, float64) + tolerance / 10,   m = 2, half types 3
-
-Verdicts are kept in the artifact cache, so that a kernel is judged once per machine.
+Every output is judged by the accuracy rule (:mod:`torch_helion.ir.accuracy`). Verdicts are kept in
+the artifact cache, so that a kernel is judged once per machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +23,7 @@ from torch_helion.capture import small_instance
 from torch_helion.capture.region_to_kernel import structural_key
 from torch_helion.capture.small_instance import CannotShrink, Instance
 from torch_helion.compiler import kernel_key, load_kernel
+from torch_helion.ir.accuracy import compare
 from torch_helion.lowering.rows import graph_lowerings
 from torch_helion.runtime import artifact_cache
 
@@ -37,24 +33,6 @@ KIND = "verdict"
 VERSION = 1
 # Above this many elements (over all operators) a check at real sizes is not worth its time.
 TOO_MANY = 1 << 24
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """When two numbers of a dtype are close."""
-
-    rtol: float
-    atol: float
-    factor: float
-    """by how much the error may exceed ATen's own"""
-
-
-TOLERANCES: Mapping[torch.dtype, Tolerance] = {
-    torch.float64: Tolerance(1e-7, 1e-7, 2),
-    torch.float32: Tolerance(1.3e-6, 1e-5, 2),
-    torch.float16: Tolerance(1e-3, 1e-3, 3),
-    torch.bfloat16: Tolerance(1.6e-2, 1e-2, 3),
-}
 
 
 def check_kernel(region: Any, made: Any, text: str) -> str:
@@ -109,12 +87,12 @@ def _judge(region: Any, made: Any, text: str) -> str:
 
 def run_and_compare(instance: Instance, kernel: Callable[..., None]) -> str | None:
     """What is wrong with the kernel's results; None if nothing is."""
-    data, precise, plain = _data_and_references(instance)
+    data, precise, plain = data_and_references(instance)
     arguments, nodes = data
     outputs = list(instance.region.outputs)
     for node, argument in zip(instance.made.tensors, arguments, strict=True):
         if node in outputs:
-            _spoil(argument)
+            spoil(argument)
     kernel(*arguments, *instance.sizes)
     for node in outputs:
         wrong = compare(nodes[node], precise[node], plain[node])
@@ -123,7 +101,7 @@ def run_and_compare(instance: Instance, kernel: Callable[..., None]) -> str | No
     return None
 
 
-def _data_and_references(instance: Instance) -> tuple[Any, dict[fx.Node, Any], dict[fx.Node, Any]]:
+def data_and_references(instance: Instance) -> tuple[Any, dict[fx.Node, Any], dict[fx.Node, Any]]:
     """Random data on which the region's operators give numbers, and what they give."""
     top = _index_limit(instance)
     attempts = (
@@ -184,55 +162,9 @@ def _mostly_numbers(values: list[Any]) -> bool:
     return all(v.isfinite().float().mean() > 0.5 for v in floats)
 
 
-def _spoil(output: torch.Tensor) -> None:
+def spoil(output: torch.Tensor) -> None:
     """What a kernel does not write must not look right."""
     if output.dtype.is_floating_point:
         output.fill_(float("nan"))
     else:
         output.fill_(1 if output.dtype is torch.bool else 111)
-
-
-# ---------------------------------------------------------------------- comparison
-
-
-def compare(got: torch.Tensor, precise: torch.Tensor, plain: torch.Tensor) -> str | None:
-    """What is wrong with ``got``, given the float64 evaluation and ATen's own; None if nothing."""
-    if got.shape != plain.shape or got.dtype != plain.dtype:
-        return f"{got.dtype}{list(got.shape)} instead of {plain.dtype}{list(plain.shape)}"
-    if got.numel() == 0:
-        return None
-    tolerance = TOLERANCES.get(got.dtype)
-    if tolerance is None:
-        if torch.equal(got, plain) or torch.equal(got, precise.to(got.dtype)):
-            return None
-        return f"{int((got != plain).sum())} of {got.numel()} integers differ"
-    truth, got64 = precise.double(), got.double()
-    if torch.allclose(
-        got64, truth, rtol=tolerance.rtol, atol=tolerance.atol, equal_nan=True
-    ):  # the usual case, in one pass
-        return None
-    plain64 = plain.double()
-    finite = truth.isfinite() & plain64.isfinite()
-    if bool((got64.isfinite() != plain64.isfinite())[truth.isfinite() == plain64.isfinite()].any()):
-        return "infinities or NaNs at other places"
-    same_kind = (got64 == plain64) | (got64.isnan() & plain64.isnan())
-    if not bool(same_kind[~finite & (truth.isfinite() == plain64.isfinite())].all()):
-        return "other infinities or NaNs"
-    return _compare_numbers(got64[finite], truth[finite], plain64[finite], tolerance)
-
-
-def _compare_numbers(
-    got: torch.Tensor, truth: torch.Tensor, plain: torch.Tensor, tolerance: Tolerance
-) -> str | None:
-    if torch.allclose(got, truth, rtol=tolerance.rtol, atol=tolerance.atol):
-        return None  # but for infinities and NaNs, which are judged by now
-    scale = _rms(truth)
-    error, own = _rms(got - truth), _rms(plain - truth)
-    allowed = tolerance.factor * own + 0.1 * (tolerance.atol + tolerance.rtol * scale)
-    if error <= allowed:
-        return None
-    return f"error {error:.3g} against float64, at most {allowed:.3g} allowed"
-
-
-def _rms(values: torch.Tensor) -> float:
-    return float(values.square().mean().sqrt()) if values.numel() else 0.0

@@ -113,12 +113,14 @@ class Stages:
     check: Callable[..., str]
     """(region, region kernel, text) → verdict; raises ``exc.AccuracyError``"""
     lowerings: Mapping[Any, Any]
+    tuning: Any = None
+    """:mod:`torch_helion.capture.tuning`; None: default configs only"""
 
 
 @functools.cache
 def default_stages() -> Stages:
     """The package's own stages."""
-    from torch_helion.capture import check, contraction
+    from torch_helion.capture import check, contraction, tuning
     from torch_helion.compiler import compile_kernel
     from torch_helion.lowering import rows
 
@@ -128,6 +130,7 @@ def default_stages() -> Stages:
         compile_kernel=compile_kernel,
         check=check.check_kernel,
         lowerings=rows.graph_lowerings(),
+        tuning=tuning,
     )
 
 
@@ -179,11 +182,21 @@ class HelionPass(inductor.GraphPass):
             if key is None:
                 return None
             users.append(key)
-        return ("torch_helion", fingerprint(), self.request.key, tuple(users), choice_key())
+        # With a search of its own, a program holds what that has found.
+        tuned = "searched" if self.tunes else default_stages().tuning.fingerprint()
+        key = self.request.key
+        return ("torch_helion", fingerprint(), key, tuned, tuple(users), choice_key())
+
+    @property
+    def tunes(self) -> bool:
+        """Whether kernels are tuned while the graph is compiled."""
+        return self.request.mode.startswith("max-autotune")
 
     def _run(self, graph: Graph, record: GraphRecord) -> None:
         eligible = {node for node in graph.nodes if is_eligible(node)}
         record.eligible = len(eligible)
+        if self.tunes and not self.stages:
+            default_stages().tuning.tune_language_kernels(graph)
         covered: set[Node] = set()
         for stages in (self.stages,) if self.stages else families():
             covered |= self._take(graph, stages, record) & eligible
@@ -216,7 +229,7 @@ class HelionPass(inductor.GraphPass):
         plans = []
         for region in regions:  # every region is read before the graph changes
             with self._region_may_fail(region, record):
-                plans.append(plan_region(region, stages))
+                plans.append(plan_region(region, stages, self.tunes))
         placed = Placed()
         covered: set[Node] = set()
         for plan in plans:
@@ -260,15 +273,19 @@ class Plan:
     taken: TakenRegion
 
 
-def plan_region(region: Any, stages: Stages) -> Plan:
-    """Make and check a region's kernel; raises if that fails. The graph is not changed."""
+def plan_region(region: Any, stages: Stages, search: bool = False) -> Plan:
+    """Make and check a region's kernel; raises if that fails. The graph is not changed.
+
+    ``search``: for the best config, where none is stored.
+    """
     nodes = tuple(region.nodes)
     if not nodes:
         raise exc.CaptureError("a region without nodes")
     _staying(nodes, region.outputs)
     made = stages.region_to_kernel(region, stages.lowerings)
     call, inputs, outputs = _kernel_call(region, made)
-    text = call.text = stages.compile_kernel(made.kernel, made.hints)
+    config = stages.tuning.config_for(region, made, search) if stages.tuning else None
+    text = call.text = stages.compile_kernel(made.kernel, made.hints, config)
     _logging.dump(f"{call.name}.ll", text)
     verdict = stages.check(region, made, text) if settings.current().check else "not checked"
     log.debug("region %s: %d nodes in kernel %s (%s)", region.name, len(nodes), call.name, verdict)

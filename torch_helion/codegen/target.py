@@ -42,6 +42,9 @@ class Target:
     """Object to addresses by symbol."""
     rows: Callable[[Kernel], list[Axis]] = lambda kernel: []
     """Axes that the entries of a config's `reduction_loops` cut; [] where rows are never whole."""
+    tunables: Callable[..., Mapping[str, Sequence[Any]]] | None = None
+    """(kernel, typical sizes, machine) → values of the config's keys that a search may try, beside
+    block sizes and a kernel's own tunables."""
     unsupported: frozenset[str] = frozenset()
     """Deliberate gaps, by op kind, pointwise or reduction name."""
 

@@ -6,7 +6,7 @@ In: a `Machine` and an op. Out: the tensors of the op's results. Used by `interp
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +95,42 @@ def _check_range(op: Op, dim: int, size: int, index: torch.Tensor) -> None:
     raise exc.VerifierError(f"{where}, in an unchecked {op.kind}")
 
 
+def _window(m: Machine, op: Op, axes: Sequence[Axis]) -> torch.Tensor | None:
+    """The elements of an access as a view of the buffer, one dimension for each of the axes; None
+    where the access is no such window (masked, gathered, backwards, outside).
+    """
+    memory, access = m.memory[op.attrs["buffer"]], op.access
+    if access.mask is not None or access.pointer is not None:
+        return None
+    steps, offset = dict.fromkeys((a.name for a in axes), 0), memory.offset
+    for dim, expr in enumerate(op.attrs["index"]):
+        if isinstance(expr, Gather):
+            return None
+        first = last = m.evaluate(expr.offset)
+        for name, coefficient in expr.terms:
+            step = m.evaluate(coefficient)
+            if step < 0:
+                return None
+            if name not in steps:
+                number = m.tile(m.axes[name.removesuffix(".id")]).number
+                first, last = first + step * number, last + step * number
+                continue
+            start, extent = m.start(m.axes[name]), m.extent(m.axes[name])
+            if extent == 0:
+                return None
+            first, last = first + step * start, last + step * (start + extent - 1)
+            steps[name] += step * memory.strides[dim]
+        if first < 0 or last >= memory.shape[dim]:
+            return None
+        offset += first * memory.strides[dim]
+    shape = [m.extent(a) for a in axes]
+    return torch.as_strided(memory.flat, shape, [steps[a.name] for a in axes], offset)
+
+
 def _load(m: Machine, op: Op) -> Results:
+    window = _window(m, op, op.result.type.axes)
+    if window is not None:
+        return (window.to(m.held(op.result.type.dtype), copy=True),)
     lanes = _lanes(m, op, op.result.type.axes)
     dtype = op.result.type.dtype
     other = torch.tensor(op.attrs["other"], dtype=torch.float32 if _scalar_needs(dtype) else dtype)
@@ -119,13 +154,29 @@ def _store_axes(m: Machine, op: Op) -> tuple[Axis, ...]:
 
 
 def _store(m: Machine, op: Op) -> Results:
-    lanes = _lanes(m, op, _store_axes(m, op))
+    axes = _store_axes(m, op)
+    window = _window(m, op, axes)
+    if window is not None and _is_once_each(window):
+        window.copy_(m.aligned(op.operands[0], axes).expand(window.shape))
+        return ()
+    lanes = _lanes(m, op, axes)
     tile = m.aligned(op.operands[0], lanes.axes).expand(lanes.mask.shape)
     for flat, mask, places in lanes.parts():
         if m.unique_stores and op.access.gathered and places.unique().numel() != places.numel():
             raise exc.DuplicateStoreIndicesError(op.attrs["buffer"])
         bits(flat)[places] = bits(tile.to(flat.dtype))[mask]
     return ()
+
+
+def _is_once_each(window: torch.Tensor) -> bool:
+    """Whether no element of the buffer occurs twice."""
+    reach = 0
+    pairs = zip(window.stride(), window.shape, strict=True)
+    for step, extent in sorted((s, n) for s, n in pairs if n > 1):
+        if step <= reach:
+            return False
+        reach += step * (extent - 1)
+    return True
 
 
 # -- atomics ------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from torch_helion import _C, _logging, compiler, exc, settings
-from torch_helion.autotuner import search
 from torch_helion.codegen.llvm.target import LLVM
 from torch_helion.codegen.target import Target
 from torch_helion.codegen.triton.target import TRITON
@@ -25,7 +24,7 @@ from torch_helion.config_spec import ACTING, ConfigSpec
 from torch_helion.frontend import trace as frontend
 from torch_helion.frontend.watch import Watch
 from torch_helion.ir import interpreter
-from torch_helion.kernel import arguments, shared_memory, stored
+from torch_helion.kernel import arguments, shared_memory, stored, tuning
 from torch_helion.kernel.arguments import TensorLike
 from torch_helion.kernel.recipe import Recipe, make_recipe
 from torch_helion.passes import pass_manager
@@ -276,9 +275,32 @@ class BoundKernel:
         args = self.kernel.normalize_args(*args)
         if not force and self._config is not None:
             return self._config
-        best = search.autotune(self, args, force=force, **options)
+        best = tuning.autotune(self, args, force=force, **options)
         self.set_config(best)
         return best
+
+    def tuning_problem(self, args: Sequence[Any]) -> Any:
+        """What a search of the tuner works on."""
+        return tuning.problem_of(self, args)
+
+    def stored_config(self, args: Sequence[Any]) -> Config | None:
+        """What a search has found for arguments of these sizes, in this process or another."""
+        return tuning.exact_choice(self, self.kernel.normalize_args(*args))
+
+    def keep_result(self, args: Sequence[Any], result: Any) -> None:
+        """Store what a search has found."""
+        tuning.store(self, self.kernel.normalize_args(*args), result)
+
+    def candidate(self, config: Config) -> CompiledKernel:
+        """The kernel with a config that is only tried; raises ``exc.InvalidConfig``."""
+        self.config_spec.normalize(dict(config))
+        return CompiledKernel(self, config)
+
+    def choose_again(self) -> None:
+        """Forget a default config: the next call looks for another one."""
+        if self._run is not None and self._config is None:
+            self._run = None
+            self.kernel.installed(self)
 
     def _choose(self, args: tuple[Any, ...]) -> None:
         """Install a config for a call that finds none."""
@@ -290,13 +312,29 @@ class BoundKernel:
         if plain and len(self.configs) == 1:
             self._install(self._with(self.configs[0]))
         elif len(self.configs) > 1 or self.settings.autotuner_fn is not None or not plain:
-            self.autotune(args, force=False)
+            try:
+                self.autotune(args, force=False)
+            except exc.TooLargeToTune as error:  # the call itself has all that it needs
+                log.warning("%s runs with the first of its configs: %s", self.kernel.name, error)
+                self._install(self._with(self.configs[0] if self.configs else None))
         elif effort == "none":
             self._install(self._with(None))
             self._say_implicit_config()
+        elif self.kernel.tuning_budget is not None:
+            self._tune_for_call(args, self.kernel.tuning_budget)
+        elif (tuned := tuning.stored_choice(self, args)) is not None:
+            self._install(self._with(tuned))
         elif settings.flag("DISALLOW_AUTOTUNING") not in ("", "0"):
             raise exc.AutotuningDisallowedInEnvironment(f" (kernel {self.kernel.name!r})")
         else:
+            self._install(self._with(None))
+
+    def _tune_for_call(self, args: tuple[Any, ...], budget: float) -> None:
+        """Search within a call, which must succeed whatever becomes of the search."""
+        try:
+            self.autotune(args, force=False, budget=budget)
+        except (exc.AutotuneError, OSError) as error:
+            log.warning("%s keeps its default config: %s", self.kernel.name, error)
             self._install(self._with(None))
 
     def _choose_eager(self) -> None:

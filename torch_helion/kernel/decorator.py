@@ -11,6 +11,7 @@ import ast
 import functools
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,12 +23,14 @@ from torch_helion.autotuner import search
 from torch_helion.config import Config
 from torch_helion.frontend import host as frontend
 from torch_helion.frontend.source import static_value
-from torch_helion.kernel import arguments, operator
+from torch_helion.kernel import arguments, operator, tuning
 from torch_helion.kernel.bound import BoundKernel, CompiledKernel, needs_data
 from torch_helion.settings import RefMode, Settings
 
 RECENT = 8
 """specialisations that are tried in C++ before the key of a call is made"""
+all_kernels: weakref.WeakSet[Kernel] = weakref.WeakSet()
+"""every kernel of this process"""
 NOT_ONE = -2
 """what `_C.Match` takes for a size that may be anything but 1"""
 
@@ -60,6 +63,13 @@ class Kernel:
         self._recent: list[tuple[_C.Match, CompiledKernel]] = []
         self._graph_numbers: dict[Any, int] = {}
         self._names = tuple(self.signature.parameters)
+        all_kernels.add(self)
+        self.tuning_budget: float | None = None
+        """seconds of a search at the first call with arguments of a new kind; None: no search"""
+        self.rules: Any = None
+        """tuned variants that calls choose from by size (see :mod:`torch_helion.kernel.tuning`)"""
+        self.last_search: Any = None
+        """what the last search found (:class:`torch_helion.autotuner.search.Result`)"""
 
     @functools.cached_property
     def host(self) -> Any:
@@ -140,7 +150,7 @@ class Kernel:
     def _remember(self, args: tuple[Any, ...], bound: BoundKernel) -> None:
         """Let later calls with arguments like these be recognised in C++."""
         compiled = bound.running
-        if compiled is None or self.key is not None:
+        if compiled is None or self.key is not None or tuning.has_rules(self):
             return
         specs = _specs(args, self.settings.static_shapes, self.constant_positions)
         if specs is None:
@@ -181,7 +191,20 @@ class Kernel:
         keys = [arguments.key_of(arg, static, i in constants) for i, arg in enumerate(args)]
         if self.key is not None:
             keys.append(self.key(*args))
+        if not static and (rule := tuning.rule(self, args)):
+            keys.append(rule)
         return tuple(keys)
+
+    def tune_at_next_call(self, budget: float) -> None:
+        """Search for a config when the kernel is called next, where none was chosen by the user."""
+        self.tuning_budget = budget
+        for bound in self._bound.values():
+            bound.choose_again()
+
+    def results_changed(self) -> None:
+        """There are tuned configs that were not there: calls that are recognised look again."""
+        if not self.settings.static_shapes:
+            self._recent.clear()
 
     def reset(self) -> None:
         """Forget all bound kernels."""
@@ -206,7 +229,9 @@ class Kernel:
         """One config for several sets of arguments: the best by ``aggregation`` over them."""
         sets = [self.normalize_args(*args) for args in arg_sets]
         bounds = [self._bound_for(args) for args in sets]
-        best = search.autotune_multi(bounds, sets, aggregation, **options)
+        problems = [bound.tuning_problem(args) for bound, args in zip(bounds, sets, strict=True)]
+        candidates = self.configs or [bound.default_config() for bound in bounds]
+        best = search.autotune_multi(problems, candidates, aggregation)
         for bound in bounds:
             bound.set_config(best)
         return best

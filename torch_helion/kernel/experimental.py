@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch_helion import exc
 from torch_helion.autotuner.search import FiniteSearch
 from torch_helion.config import Config
-from torch_helion.kernel import arguments, derivative
+from torch_helion.kernel import arguments, derivative, tuning
 from torch_helion.kernel.decorator import Kernel, kernel
 
 __all__ = ["aot_kernel", "backward", "from_cache"]
@@ -86,10 +86,13 @@ def _heuristics(made: Kernel) -> list[pathlib.Path]:
 
 
 def from_cache(max_configs: int | None = None, configs: Sequence[Any] = ()) -> Callable[..., Any]:
-    """An ``autotuner_fn`` that measures given configs and the default, and never searches."""
+    """An ``autotuner_fn`` that measures the default, given configs and those that searches have
+    found for this kernel, and never searches.
+    """
 
     def make(bound: Any, args: Sequence[Any], **options: Any) -> Any:
-        chosen = [bound.default_config(), *map(Config.from_dict, configs)]
+        known = tuning.nearest(bound, args)
+        chosen = [bound.default_config(), *map(Config.from_dict, configs), *known]
         chosen = list(dict.fromkeys(chosen))[: max_configs or len(chosen)]
         return FiniteSearch(bound, args, chosen) if len(chosen) > 1 else _Only(chosen[0])
 

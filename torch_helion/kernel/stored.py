@@ -17,7 +17,7 @@ import os
 import pathlib
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -112,8 +112,14 @@ def _versions() -> tuple[str, ...]:
 # ---------------------------------------------------------------------- what code refers to
 
 
-def code_parts(fn: types.FunctionType) -> list[str]:
-    """Text of a function and of everything that it refers to by name."""
+def code_parts(
+    fn: types.FunctionType, text_of_code: Callable[[types.CodeType], str] | None = None
+) -> list[str]:
+    """Text of a function and of everything that it refers to by name.
+
+    ``text_of_code``: how code is told apart; its instructions, unless given.
+    """
+    text_of_code = text_of_code or _code_text
     parts: list[str] = []
     seen: set[int] = set()
 
@@ -131,7 +137,7 @@ def code_parts(fn: types.FunctionType) -> list[str]:
         parts.append(f"{name}: {_text(value)}")
 
     def visit_code(code: types.CodeType, owner: types.FunctionType) -> None:
-        parts.append(_code_text(code))
+        parts.append(text_of_code(code))
         for inner in code.co_consts:
             if isinstance(inner, types.CodeType):
                 visit_code(inner, owner)

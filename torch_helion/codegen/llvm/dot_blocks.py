@@ -32,6 +32,10 @@ UNEVEN = 0.15
 """Of a step: what the last thread to finish waits for, as steps never take equally long."""
 STREAM_COLUMNS = 2048
 """Longest tile of a few rows: C's rows stay in L1."""
+SMALL_B = 16 << 10
+"""A B of so many bytes stays in L1: read in place by a few rows at a time, it needs no packing."""
+SMALL_ROWS = 64
+"""For more rows of A, packing pays again."""
 WHOLE_K = 1 << 14
 """Blocks of k are as long as the axis up to here."""
 COMPUTED_K = 512
@@ -63,6 +67,9 @@ def default_blocks(
     if m <= STREAMED_ROWS and b_unit == "n":
         share = _power_above(-(-n // (2 * threads)))
         return _power_above(m), min(max(share, 64), STREAM_COLUMNS, _power_above(n)), block_k
+    small = m <= SMALL_ROWS and n * k * dtype.itemsize <= SMALL_B
+    if small and b_unit == "n" and dtype is torch.float32 and not computed:
+        return STREAMED_ROWS, _power_above(n), block_k
     few = b_unit == "k" and m <= INNER_ROWS
 
     def cost(blocks: tuple[int, int]) -> float:

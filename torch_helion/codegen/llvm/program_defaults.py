@@ -8,17 +8,19 @@ is cut so that a step works on what L1 holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import sympy
 
+from torch_helion import _hardware
 from torch_helion.codegen.llvm.dot import default_blocks
 from torch_helion.codegen.llvm.engine import Machine
 from torch_helion.codegen.llvm.products import below_conversion
-from torch_helion.codegen.llvm.ranks import axis_ranks
+from torch_helion.codegen.llvm.ranks import across_axis, axis_ranks
 from torch_helion.ir.graph import Kernel, Op, Value, loop_blocks
-from torch_helion.ir.types import Axis, Size, block_symbol
+from torch_helion.ir.types import Axis, Size, begin_symbol, block_symbol
 
 SCORE_ROWS = 128
 """Rows of a tile of scores: its statistics, and the tile itself in L2."""
@@ -27,12 +29,26 @@ INNER_SCORES = (128, 256)
 """Rows and columns where both are in loops, as in attention's backward."""
 LOOP_TILE = 1024
 """Elements of a tile along the vector axis of an inner loop."""
-LOOP_LINES = 32
-"""Tiles of inner loops along other axes."""
+LOOP_LINES, LINE_ELEMENTS = 32, 256
+"""Tiles of inner loops along other axes; fewer lines of long rows."""
+PARTS, LEAST_PART = 32, 64
+"""Parts that a reduction is cut into, each a step of the grid with a loop of its own over its tile;
+and the least positions of one.
+"""
 STEP_ELEMENTS = 4096
 """Elements of one grid step that has no inner loop."""
 GRID_VECTOR = 256
 """Least elements along a vector axis of the grid."""
+STREAM_VECTOR, STREAM_BYTES = 2048, 16 << 20
+"""The same where a loop inside goes through more memory than caches hold (longer pieces of a row
+are fetched ahead), or has few lines (less of its time is the loop's own).
+"""
+TRANSPOSED_LENGTH, TRANSPOSED_LANES = 128, 256
+"""Of a tile of a transposition: along the contiguous axis of one side, and at most along the vector
+axis, that of the other.
+"""
+WAYS = 8
+"""Of L1."""
 SPLITS, SPLIT_K = 8, 512
 """Parts of a k that the grid is over, and the least elements of one."""
 UNKNOWN = 4096
@@ -76,20 +92,34 @@ class _Facts:
 
 
 def estimate(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
-    """A typical value of a size expression; `UNKNOWN` stands for symbols without a hint, 0 for
-    where a tile begins.
+    """A typical value of a size expression; `UNKNOWN` stands for symbols without a hint. A tile is
+    taken to be the first one.
     """
     if isinstance(size, int):
         return size
-    values = {
-        s: sympy.Integer(hints.get(s, 0 if str(s).startswith("begin_") else UNKNOWN))
-        for s in size.free_symbols
-    }
-    value = size.xreplace(values)
+    value = size.xreplace({s: sympy.Integer(hints.get(s, _typical(s))) for s in size.free_symbols})
     try:
         return max(0, int(value))
     except TypeError:
         return UNKNOWN
+
+
+def _typical(symbol: sympy.Symbol) -> int:
+    """Where no hint says it: of begins and numbers of tiles that of the first, else `UNKNOWN`."""
+    return 0 if symbol.name.startswith(("begin_", "id_")) else UNKNOWN
+
+
+def strided_lanes(stride: int, machine: Machine) -> int:
+    """How many elements at this distance in bytes a tile should have.
+
+    Each of them is in a line of its own, which must stay in L1 until the tile has used all of it;
+    multiples of large powers of two share few of its sets.
+    """
+    hardware = _hardware.probe()
+    sets = max(1, hardware.l1d // (WAYS * hardware.line))
+    apart = max(1, stride // hardware.line) if stride % hardware.line == 0 else 1
+    lines = sets // math.gcd(sets, apart) * WAYS
+    return max(4, machine.vector_bits // 32, min(TRANSPOSED_LANES, power_of_two(lines // 2)))
 
 
 def power_of_two(number: int) -> int:
@@ -232,15 +262,71 @@ def _rows(facts: _Facts) -> None:
     inner = sorted(facts.loops, key=rank.__getitem__, reverse=True)
     free = vector not in facts.grid and not _has_long_full_axis(facts)
     widest = inner[0] if inner and free else None
-    for name in inner:
-        facts.choose(name, LOOP_TILE if name in (vector, widest) else LOOP_LINES)
+    row = math.prod(max(1, facts.extent(n)) for n, a in facts.axes.items() if a.kind == "full")
+    lines = power_of_two(min(LOOP_LINES, max(1, LINE_ELEMENTS // row)))
+    for name in inner:  # the vector axis first: it has the highest rank
+        facts.choose(name, LOOP_TILE if name in (vector, widest) else lines)
+        if name == vector:  # the others repeat it: a line is as long as its tile
+            long = min(facts.block(name) or 1, facts.extent(name))
+            lines = power_of_two(min(lines, max(1, LINE_ELEMENTS // max(1, long))))
+    for name in _divided(facts):
+        facts.choose(name, max(LEAST_PART, power_of_two(facts.extent(name) // PARTS)))
+    across = across_axis(facts.phase.regions[0].walk(), buffers, vector)
+    if across and not facts.loops and vector in facts.grid and _inside(facts) == 1:
+        facts.choose(vector, strided_lanes(estimate(across[1], facts.hints), facts.machine))
+        facts.choose(across[0], TRANSPOSED_LENGTH)
     budget = max(1, STEP_ELEMENTS // max(1, _inside(facts)))
     for name in sorted(facts.grid, key=rank.__getitem__, reverse=True):
         if facts.block(name) is None:
-            size = max(budget, GRID_VECTOR) if name == vector else budget
+            size = max(budget, _least_vector(facts, name)) if name == vector else budget
             facts.choose(name, power_of_two(size))
         block = facts.block(name) or 1
         budget = max(1, budget // max(1, min(block, facts.extent(name))))
+
+
+def _divided(facts: _Facts) -> list[str]:
+    """Axes of the grid whose tile a loop inside runs over again: from its begin to its end."""
+    found = []
+    for name in facts.grid:
+        begin = begin_symbol(facts.axes[name])
+        for inner in facts.loops:
+            size = facts.axes[inner].size
+            if not isinstance(size, int) and begin in size.free_symbols:
+                one = {s: sympy.Integer(1) for s in size.free_symbols if _is_block(s)}
+                early, late = (
+                    estimate(size.xreplace({**one, begin: sympy.Integer(at)}), facts.hints)
+                    for at in (0, facts.extent(name) // 2)
+                )
+                if late <= early:  # else it runs from the axis's own beginning
+                    found.append(name)
+                    break
+    return found
+
+
+def _is_block(symbol: sympy.Symbol) -> bool:
+    return symbol.name.startswith("block_")
+
+
+def _least_vector(facts: _Facts, name: str) -> int:
+    """Least elements of the grid's vector axis."""
+    if not facts.loops:
+        return GRID_VECTOR
+    lines = math.prod(facts.block(n) or 1 for n in facts.loops)
+    wanted = min(2 * STEP_ELEMENTS // max(1, lines), STREAM_VECTOR // 2)
+    wanted = STREAM_VECTOR if _bytes(facts) >= STREAM_BYTES else wanted
+    share = power_of_two(facts.extent(name) // _hardware.cores())
+    return max(GRID_VECTOR, min(STREAM_VECTOR, power_of_two(wanted), share))
+
+
+def _bytes(facts: _Facts) -> int:
+    """Of all buffers of the kernel."""
+    total = 0
+    for buffer in facts.kernel.buffers:
+        count = buffer.dtype.itemsize
+        for extent in buffer.shape:
+            count *= max(1, estimate(extent, facts.hints))
+        total += count
+    return total
 
 
 def _has_long_full_axis(facts: _Facts) -> bool:

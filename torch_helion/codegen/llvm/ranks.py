@@ -7,11 +7,11 @@ means that arrays in scratch are contiguous along the vector axis of every sweep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch_helion.codegen.llvm.schedule import score_access
 from torch_helion.ir.graph import Op
-from torch_helion.ir.types import Axis, Buffer
+from torch_helion.ir.types import Affine, Axis, Buffer, Size
 
 SHORT = 8
 
@@ -40,6 +40,26 @@ def axis_ranks(
         return is_long, name not in batches, score[name], base[name]
 
     return {name: place for place, name in enumerate(sorted(axes, key=key))}
+
+
+def across_axis(
+    ops: Iterable[Op], buffers: Mapping[str, Buffer], vector: str | None
+) -> tuple[str, Size] | None:
+    """The axis along which an access is contiguous that the vector axis strides through, and the
+    stride in bytes.
+    """
+    for op in ops:
+        if op.kind not in ("load", "store") or vector is None:
+            continue
+        buffer = buffers[op.attrs["buffer"]]
+        steps: dict[str, Size] = {}
+        for stride, index in zip(buffer.strides, op.attrs["index"], strict=True):
+            for name, coefficient in index.terms if isinstance(index, Affine) else ():
+                steps[name] = steps.get(name, 0) + stride * coefficient
+        along = next((n for n, s in steps.items() if s == 1 and n != vector), None)
+        if along is not None and steps.get(vector, 1) != 1:
+            return along, steps[vector] * buffer.dtype.itemsize
+    return None
 
 
 def _batches(ops: list[Op]) -> set[str]:

@@ -23,4 +23,5 @@ LLVM = Target(
     machine_key=engine.machine_key,
     build=engine.compile_object,
     load=engine.load_object,
+    tunables=defaults.tunables,
 )
