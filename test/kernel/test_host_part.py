@@ -67,3 +67,21 @@ def test_a_host_part_that_reads_data_is_bound_on_copies() -> None:
     assert len(bound.config_spec.block_sizes) == 1 and bound.to_triton_code()
     torch.testing.assert_close(bound(x, n), before + 4)
     torch.testing.assert_close(bound(x, torch.tensor([1, 1])), before + 2)
+
+
+@helion.kernel
+def up_to_an_item(x: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    out = torch.zeros_like(x)
+    for tile in hl.tile(n.max().item() + 1):
+        out[tile, :] = x[tile, :] + 1
+    return out
+
+
+def test_items_in_the_range_of_the_grid() -> None:
+    x = torch.randn(6, 3)
+    for numbers in ([1, 2], [4, 0], [0, 0], [5, 5]):
+        n = torch.tensor(numbers)
+        rows = max(numbers) + 1
+        want = torch.cat([x[:rows] + 1, torch.zeros(6 - rows, 3)])
+        torch.testing.assert_close(up_to_an_item(x, n), want)
+    assert up_to_an_item.bind((x, torch.tensor([2, 1]))).to_triton_code()

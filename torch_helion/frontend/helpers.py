@@ -41,7 +41,12 @@ class Global:
 def is_users(value: Any) -> bool:
     """Whether a function or module is no library's."""
     name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
-    top = (name or "").split(".")[0]
+    return _is_users(name or "")
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_users(name: str) -> bool:
+    top = name.split(".")[0]
     return top not in _LIBRARIES and top not in sys.stdlib_module_names
 
 
@@ -71,11 +76,6 @@ def is_small(value: Any) -> bool:
     return plain(value)
 
 
-def data_globals(fn: types.FunctionType) -> tuple[Global, ...]:
-    """Data that a function and those that it calls read from modules."""
-    return _data_globals(fn.__code__, _Space(fn.__globals__))
-
-
 COPIED = "__torch_helion_globals__"
 """Where a copy of a function holds what stands for its globals, in order."""
 
@@ -86,21 +86,25 @@ def global_of(fn: types.FunctionType, number: int, at: Global) -> Any:
     return at.read() if copied is None else copied[number]
 
 
-class _Space:
-    """A module's names as part of a key: equal if they are the same object."""
-
-    def __init__(self, names: dict[str, Any]) -> None:
-        self.names = names
-
-    def __hash__(self) -> int:
-        return id(self.names)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Space) and other.names is self.names
+_known: dict[tuple[int, int], tuple[types.CodeType, Any, tuple[Global, ...]]] = {}
+_digests: dict[tuple[int, str, str], tuple[types.CodeType, str]] = {}
+# Looked up in every call that has functions as arguments: by the identity of what they hold on to,
+# as the hash of a code object takes microseconds.
+_MOST_KNOWN = 4096
 
 
-@functools.lru_cache(maxsize=1024)
-def _data_globals(code: types.CodeType, space: _Space) -> tuple[Global, ...]:
+def data_globals(fn: types.FunctionType) -> tuple[Global, ...]:
+    """Data that a function and those that it calls read from modules."""
+    code, space = fn.__code__, fn.__globals__
+    found = _known.get((id(code), id(space)))
+    if found is None:
+        if len(_known) > _MOST_KNOWN:
+            _known.clear()
+        found = _known[id(code), id(space)] = (code, space, _data_globals(code, space))
+    return found[2]
+
+
+def _data_globals(code: types.CodeType, space: Mapping[str, Any]) -> tuple[Global, ...]:
     found: dict[tuple[int, str], Global] = {}
     seen: set[types.CodeType] = set()
 
@@ -121,7 +125,7 @@ def _data_globals(code: types.CodeType, space: _Space) -> tuple[Global, ...]:
             if isinstance(inner, types.CodeType):
                 visit(inner, space, prefix)
 
-    visit(code, space.names, "")
+    visit(code, space, "")
     return tuple(found.values())
 
 
@@ -150,14 +154,21 @@ def plain_function(value: Any) -> types.FunctionType | None:
 def code_digest(fn: types.FunctionType) -> str:
     """A text that functions with other code or other defaults do not have."""
     defaults = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).items()]
+    texts = list(map(_default_text, defaults)) if defaults else []
+    code = fn.__code__
+    key = (id(code), fn.__module__, " ".join(texts))
+    found = _digests.get(key)
+    if found is None:
+        if len(_digests) > _MOST_KNOWN:
+            _digests.clear()
+        text = f"{fn.__module__} {_code_text(code)} {key[2]}"
+        found = _digests[key] = (code, hashlib.sha256(text.encode()).hexdigest())
+    return found[1]
+
+
+def _default_text(value: Any) -> str:
     constants = (int, float, str, bool, type(None), torch.dtype, torch.device, tuple)
-    texts = [repr(d) if isinstance(d, constants) else f"{type(d)} {id(d)}" for d in defaults]
-    return _digest(fn.__code__, fn.__module__, " ".join(texts))
-
-
-@functools.lru_cache(maxsize=1024)
-def _digest(code: types.CodeType, module: str, defaults: str) -> str:
-    return hashlib.sha256(f"{module} {_code_text(code)} {defaults}".encode()).hexdigest()
+    return repr(value) if isinstance(value, constants) else f"{type(value)} {id(value)}"
 
 
 @functools.lru_cache(maxsize=1024)

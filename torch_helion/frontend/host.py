@@ -181,16 +181,21 @@ class _Splitter:
         host_names = {*self.parameters, *assigned_names(prologue), *assigned_names(epilogue)}
         self._check_rebinding(device, {*self.parameters, *assigned_names(prologue)})
         self._check_reads(device, epilogue, host_names)
+        items = _Items()
+        device = [items.taken_out(loop) for loop in device]
         values = self._values(device, prologue)
         lifted = {g.key: g for g in self._lifted(device, prologue)}
-        factory = self._compile(prologue, epilogue, values, list(lifted.values()), device[0])
+        given = [f"{SPACES}[{n}][{g.name!r}]" for n, g in enumerate(lifted.values())]
+        given += items.found.values()
+        spaces = tuple(g.space for g in lifted.values())
+        factory = self._compile(prologue, epilogue, values, given, spaces, device[0])
         host = [*prologue, *epilogue]
         return HostFunction(
             self.fn,
             self.source,
             device,
             frozenset(barriers),
-            (*values, *(f"{n} {g.path}" for n, g in enumerate(lifted.values()))),
+            (*values, *(f"{n} {g.path}" for n, g in enumerate(lifted.values())), *items.found),
             frozenset(host_names),
             prologue,
             epilogue,
@@ -334,7 +339,8 @@ class _Splitter:
         prologue: list[ast.stmt],
         epilogue: list[ast.stmt],
         values: list[str],
-        lifted: Sequence[Global],
+        more: Sequence[str],
+        spaces: tuple[Mapping[str, Any], ...],
         at: ast.For,
     ) -> Callable[..., Any]:
         sure = {*self.parameters, *(n for n in values if n in self.fn.__globals__)}
@@ -344,8 +350,7 @@ class _Splitter:
                 if isinstance(statement, ast.FunctionDef):
                     sure.add(statement.name)
         given = [n if n in sure else f"{OPTIONAL}(lambda: {n})" for n in values]
-        given += [f"{SPACES}[{n}][{g.name!r}]" for n, g in enumerate(lifted)]
-        call = ast.parse(f"{LAUNCH}({', '.join(given)})").body[0]
+        call = ast.parse(f"{LAUNCH}({', '.join([*given, *more])})").body[0]
         for node in ast.walk(call):
             ast.copy_location(node, at)
             if hasattr(node, "end_lineno"):
@@ -362,8 +367,34 @@ class _Splitter:
         code = compile(module, self.source.file, "exec")
         made = next(c for c in code.co_consts if isinstance(c, types.CodeType))
         factory = types.FunctionType(made, self.fn.__globals__, FACTORY)
-        spaces = tuple(g.space for g in lifted)
         return lambda launch, optional: factory(launch, optional, spaces)
+
+
+class _Items(ast.NodeTransformer):
+    """Takes `x.item()` out of ranges of top-level loops: the host knows it before the launch."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+        """texts of expressions, by what stands for them"""
+
+    def taken_out(self, loop: ast.For) -> ast.For:
+        """The loop; a copy of it where its range has such calls."""
+        if not any(map(_is_item, ast.walk(loop.iter))):
+            return loop
+        changed = copy.copy(loop)
+        changed.iter = self.visit(copy.deepcopy(loop.iter))
+        return changed
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if not _is_item(node):
+            return self.generic_visit(node)
+        name = f"{len(self.found)} item"
+        self.found[name] = ast.unparse(node)
+        return ast.copy_location(ast.Name(name, ast.Load()), node)
+
+
+def _is_item(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "item"
 
 
 def _bare(arguments: ast.arguments) -> ast.arguments:
