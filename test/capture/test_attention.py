@@ -119,6 +119,16 @@ def test_rows_that_a_mask_hides_wholly_are_zero() -> None:
     assert report.output[:, :, 3].eq(0).all()
 
 
+def test_operator_in_parts() -> None:
+    """With values of another width the operator is decomposed; rows without a key are 0 there."""
+    q, k, v = qkv(rows=40)
+    mask = torch.randn(40, 70) > 0
+    mask[3] = False
+    run(lambda q, k, v: sdpa(q, k, v[..., :5]), q, k, v)
+    report = run(lambda q, k, v, m: sdpa(q, k, v[..., :5], attn_mask=m), q, k, v, mask)
+    assert report.output[:, :, 3].eq(0).all()
+
+
 @pytest.mark.parametrize("mask", [False, True])
 def test_logsumexp_is_what_the_backward_expects(mask: bool) -> None:
     op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default

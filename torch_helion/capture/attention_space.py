@@ -253,7 +253,7 @@ class Program(small_instance.Program):
         self.space = self.roles.space
         self.find_uses()
 
-    def wanted(self, atom: int, innermost: bool, free: int) -> int:
+    def wanted(self, atom: int, usual: int, free: int) -> int:
         if atom == self.roles.key:
             return CHECKED_KEYS
         if atom == self.roles.row:

@@ -79,7 +79,7 @@ def make(region: Any, made: Any, lowerings: Any, real: bool = False) -> Instance
     first: tuple[int, tuple[int, ...]] = getattr(region, "extents", EXTENTS)
     extents = first
     for _ in range(_ATTEMPTS):
-        small = program.choose(fixed, extents)
+        small = program.choose(fixed, *extents)
         shapes = {node: program.shape(node, small) for node in made.tensors}
         try:
             sizes = _kernel_sizes(made, program, shapes, small)
@@ -301,13 +301,12 @@ class Program:
         """Whether a lowering says what the node does with its axes."""
         return True
 
-    def wanted(self, atom: int, innermost: bool, free: int) -> int:
+    def wanted(self, atom: int, usual: int, free: int) -> int:
         """The extent that an atom would best have; `free`: how many were chosen before."""
-        return self.extents[0] if innermost else self.extents[1][free % len(self.extents[1])]
+        return usual
 
-    def choose(self, fixed: set[int], extents: tuple[int, tuple[int, ...]]) -> Sizes:
+    def choose(self, fixed: set[int], innermost: int, others: Sequence[int]) -> Sizes:
         """A small extent for every atom that is not fixed."""
-        self.extents = extents
         inner = {dims[-1][-1] for dims in self._output_dims() if dims and dims[-1]}
         small = Sizes({}, {})
         for symbol in self._symbols(fixed):
@@ -315,7 +314,8 @@ class Program:
         free = 0
         for atom in sorted(self.atoms()):
             extent = self.space.extents[atom]
-            wanted = self.wanted(atom, atom in inner, free)
+            wanted = innermost if atom in inner else others[free % len(others)]
+            wanted = self.wanted(atom, wanted, free)
             if isinstance(extent, sympy.Symbol) and extent not in small.symbols:
                 small.symbols[extent] = wanted
                 free += 1
