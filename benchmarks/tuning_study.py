@@ -204,6 +204,13 @@ def table(rows: list[dict[str, Any]], machine: str) -> str:
     return "\n".join(lines)
 
 
+def text_of(rows: dict[str, Any], machine: str) -> str:
+    """The file of results: a row on each line."""
+    lines = [f"{json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items()]
+    inner = ",\n".join(lines)
+    return f'{{"machine": {json.dumps(machine)}, "rows": {{\n{inner}\n}}}}\n'
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("kernels", nargs="*", choices=[*CASES, []], help="names; none: all")
@@ -236,8 +243,7 @@ def main() -> None:
             )
             for why in row["rejected"][:3]:
                 print("    ", why)
-            values = {"machine": machine_class(), "rows": rows}
-            given.results.write_text(json.dumps(values, indent=1) + "\n")
+            given.results.write_text(text_of(rows, machine_class()))
 
 
 if __name__ == "__main__":

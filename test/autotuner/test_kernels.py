@@ -90,6 +90,26 @@ def test_the_host_part_may_depend_on_the_config() -> None:
     torch.testing.assert_close(kernel(X), X.sum())
 
 
+def noisy(x: torch.Tensor) -> torch.Tensor:
+    noise = torch.rand_like(x)
+    block = hl.register_block_size(x.size(0))
+    sums = torch.zeros(helion.cdiv(x.size(0), block), dtype=x.dtype)
+    for tile in hl.tile(x.size(0), block_size=block):
+        sums[tile.id] = (x[tile] * noise[tile] + torch.rand_like(x[tile])).sum()
+    return sums.sum()
+
+
+def test_random_numbers_are_the_same_for_all_and_nobody_elses() -> None:
+    kernel = make(noisy, ignore_warnings=[exc.BaseWarning], autotune_max_generations=1)
+    torch.manual_seed(3)
+    kernel(X)
+    before = torch.get_rng_state()
+    kernel.autotune((X,), budget=30.0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert kernel.last_search.rejected == ()
+    assert kernel.last_search.tried > 1
+
+
 def test_tunables_are_searched() -> None:
     """Results that depend on a tunable are those of the default, or wrong."""
     kernel = make(tuned, autotune_max_generations=1)

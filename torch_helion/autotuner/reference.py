@@ -26,6 +26,8 @@ TILE = 1 << 17
 SECONDS_PER_OP, SECONDS_PER_ACCESS = 30e-6, 120e-6
 SECONDS_PER_ELEMENT, SECONDS_PER_LANE = 4e-9, 60e-9
 """Of an element of most ops, and of a masked or gathered one of an access."""
+SECONDS_ONE_BY_ONE = 35e-6
+"""Of a lane of an atomic that gives what it found."""
 CHUNK = 1 << 15
 DEFAULT_SLACK = 4.0
 """By how much more the default config's error may exceed that of an evaluation in large tiles."""
@@ -171,6 +173,8 @@ class _Blocks:
         if op.kind in ("load", "store", "atomic"):
             plain = len(op.operands) == (op.kind == "store") and op.kind != "atomic"
             each = SECONDS_PER_ELEMENT if plain else SECONDS_PER_LANE
+            if op.kind == "atomic" and (op.results or op.attrs["fn"] not in ("add", "max", "min")):
+                each = SECONDS_ONE_BY_ONE
             return SECONDS_PER_ACCESS + elements * each
         slow = 8 if op.kind in ("sort", "scan", "take") else 1
         return SECONDS_PER_OP + elements * SECONDS_PER_ELEMENT * slow

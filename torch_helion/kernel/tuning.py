@@ -287,9 +287,10 @@ class _View:
         return Prepared(variant.text(compiled.acting()), instance)
 
     def _instance(self, config: Config, choices: Any) -> tuple[Any, Instance]:
-        values = launch_values(self.bound, self.args, choices)
-        variant = self.bound.variant_for(values)
-        tensors, ints = variant.recipe.arguments(values)
+        with _repeatable():
+            values = launch_values(self.bound, self.args, choices)
+            variant = self.bound.variant_for(values)
+            tensors, ints = variant.recipe.arguments(values)
         buffers = variant.kernel.arguments
         instance = Instance(
             tensors=[t.detach() for t in tensors],
@@ -339,7 +340,7 @@ class _View:
                     tensors[number].detach().copy_(output)
 
             copies = cloned(self.args)
-            with torch.no_grad():
+            with _repeatable():
                 got = self.bound.host_with(launch, choices)(*copies)
             return self._compare(got, copies)
 
@@ -378,7 +379,8 @@ class _View:
         function = self.bound.settings.autotune_baseline_fn
         if function is not None:
             copies = cloned(self.args)
-            return (function(*copies), copies), None
+            with _repeatable():
+                return (function(*copies), copies), None
         choices = self._choices_to_interpret()
         if choices is None:
             return None
@@ -408,14 +410,14 @@ class _View:
                     tensors[number].copy_(given[number])
 
         copies = cloned(self.args)
-        with torch.no_grad():
+        with _repeatable():
             return self.bound.host_with(launch, lambda: choices)(*copies), copies
 
     def _host_seconds(self, choices: Any) -> float:
         """Of the host part without its kernel: what it does may depend on the config, too."""
         host = self.bound.host_with(lambda *values: None, choices)
         copies, found = cloned(self.args), []
-        with torch.no_grad():
+        with _repeatable():
             for _ in range(5):
                 start = time.perf_counter()
                 host(*copies)
@@ -454,7 +456,7 @@ def launch_values(
         raise _Launched(values)
 
     try:
-        with torch.no_grad(), _poisoned():
+        with _Poison():
             bound.host_with(launch, choices)(*cloned(args))
     except _Launched as reached:
         return reached.values
@@ -462,8 +464,12 @@ def launch_values(
 
 
 @contextmanager
-def _poisoned() -> Iterator[None]:
-    with _Poison():
+def _repeatable() -> Iterator[None]:
+    """Each run of the host part draws the same random numbers, and leaves none undrawn for others;
+    gradients are not recorded.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(20)
         yield
 
 
