@@ -85,6 +85,31 @@ def test_right_with_dynamic_shapes(name: str) -> None:
         check(helion.kernel(kernel.fn, static_shapes=False), expected, args)
 
 
+def test_dropout_keeps_the_share_it_should_and_scales_it() -> None:
+    x = torch.randn(1000, 1001)
+    out = example("dropout").dropout(x, 0.3, 5)
+    kept = out != 0
+    assert abs(float(kept.double().mean()) - 0.7) < 0.003
+    torch.testing.assert_close(out[kept], x[kept] / (1.0 - 0.3))
+    assert not torch.equal(out, example("dropout").dropout(x, 0.3, 6))
+
+
+def test_dropout_draws_the_same_mask_for_the_gradient() -> None:
+    x = torch.ones(37, 11, requires_grad=True)
+    out = example("dropout").Dropout.apply(x, 0.5, 3)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, out.detach())
+
+
+def test_top_k_sampling_draws_by_weight_from_the_k_likeliest() -> None:
+    row = torch.tensor([0.0, 3.0, 1.0, 2.0, -1.0])
+    tokens = example("top_k_sampling").top_k_sample(row.repeat(20000, 1), 3, 1.0, 11)
+    share = torch.bincount(tokens, minlength=5).double() / 20000
+    expected = torch.zeros(5, dtype=torch.float64)
+    expected[[1, 3, 2]] = torch.softmax(torch.tensor([3.0, 2.0, 1.0]).double(), -1)
+    assert (share - expected).abs().max() < 0.015
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_program_runs(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
