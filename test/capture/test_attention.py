@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -472,3 +473,49 @@ def test_what_is_not_finite(bad: float, where: str) -> None:
         assert torch.equal(report.output.isnan(), want.isnan())
         torch.testing.assert_close(report.output, want, equal_nan=True)
         assert any(r.name.startswith("attention") for r in report.regions)
+
+
+Condition = Callable[[Tensor, Tensor], Tensor]
+
+
+def random_condition(random: Random, depth: int) -> Condition:
+    """A comparison of positions, or logic over some."""
+    kind = random.choice(("compare", "not", "and", "or")) if depth else "compare"
+    if kind == "compare":
+        row, key = random.choice(((1, -1), (-1, 1), (0, 1), (1, 0), (2, -1), (1, 1)))
+        test, limit = (
+            random.choice((torch.lt, torch.le, torch.gt, torch.ge)),
+            random.randint(-60, 60),
+        )
+        return lambda m, n: test(row * m + key * n, limit)
+    left = random_condition(random, depth - 1)
+    if kind == "not":
+        return lambda m, n: ~left(m, n)
+    right = random_condition(random, depth - 1)
+    if kind == "and":
+        return lambda m, n: left(m, n) & right(m, n)
+    return lambda m, n: left(m, n) | right(m, n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_random_masks(seed: int) -> None:
+    random = Random(seed)
+    condition = random_condition(random, random.randint(0, 2))
+    form = random.choice(("where", "fill", "add"))
+    rows, keys = random.choice(((130, 200), (200, 130), (150, 600), (1, 300), (40, 700)))
+
+    def fn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        s, hidden = scores(q, k), condition(torch.arange(rows)[:, None], torch.arange(keys)[None])
+        if form == "add":
+            s = s + torch.where(hidden, -INF, 0.0)
+        else:
+            s = s.masked_fill(hidden, -INF) if form == "fill" else torch.where(hidden, -INF, s)
+        return torch.softmax(s, -1) @ v
+
+    q, k, v = qkv(1, 2, rows, keys)
+    if random.random() < 0.3:
+        random.choice((k, v))[0, 1, random.randrange(keys), 2] = random.choice((math.nan, INF))
+    report = torch_helion.explain(fn, q, k, v)
+    assert any(r.name.startswith("attention") for r in report.regions)
+    torch.testing.assert_close(report.output, fn(q, k, v), rtol=1e-4, atol=1e-5, equal_nan=True)
