@@ -449,3 +449,20 @@ def test_refused_functions() -> None:
 
     with pytest.raises(exc.BackendUnsupported, match="dot_scaled"):
         run(scaled, torch.ones(4))
+
+
+@helion.kernel(config=helion.Config(block_sizes=[4]))
+def count_pairs(places: torch.Tensor, rows: int) -> torch.Tensor:
+    counts = torch.zeros(3, dtype=torch.int64)
+    block = hl.register_block_size(rows)
+    for tile_r in hl.tile(rows, block_size=block):
+        for tile_p in hl.tile(places.size(0), block_size=block):
+            pairs = places[tile_p][None, :].expand(tile_r, tile_p)
+            hl.atomic_add(counts, [pairs], 1)
+    return counts
+
+
+def test_tiles_of_one_block_size_are_told_apart() -> None:
+    """7 rows and 5 places in blocks of 4: the lanes beyond each tile are its own."""
+    places = torch.tensor([0, 1, 1, 2, 2])
+    assert count_pairs(places, 7).tolist() == [7, 14, 14]

@@ -48,8 +48,8 @@ class Axes:
         self._stand_ins: dict[Size, int] = {}
         self._sizes: dict[int, Size] = {}
         self._names: dict[str, int] = {}
-        self.preferred: dict[Size, Axis] = {}
-        """for a stand-in, the axis that is meant by it in the call that is being traced"""
+        self.preferred: dict[Size, list[Axis]] = {}
+        """for a size, the tiles of it that the call being traced was given, in order"""
 
     # -- declaring --------------------------------------------------------------------------------
 
@@ -189,8 +189,9 @@ class Axes:
         size = plain(size)
         if size == 1:
             return None
-        if size in self.preferred:
-            axis = self.preferred[size]
+        if size in self.preferred:  # tiles may share a block size: each stands once, in order
+            tiles = self.preferred[size]
+            axis = next((a for a in tiles if a not in taken), tiles[0])
         elif isinstance(size, int):
             axis = self.whole(size)
         elif any(str(s).startswith("block_") for s in size.free_symbols):

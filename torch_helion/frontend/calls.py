@@ -320,7 +320,7 @@ def _argument(p: Program, calls: Calls, x: Any, sized: bool, wide: bool, name: s
     if isinstance(x, Tile):
         if not sized:
             raise exc.IncorrectTileUsage(f"it in torch.{name}")
-        p.axes.preferred[x.block] = x.axis
+        p.axes.preferred.setdefault(x.block, []).append(x.axis)
         return p.axes.size_stand_in(x.block)
     if isinstance(x, HostTensor):
         raise exc.HostTensorDirectUsage(x.name, name)
