@@ -81,6 +81,7 @@ class Case:
     train: bool = False  # time forward and backward of the sum of the first output
     check: bool = True  # False where outputs are random, or inputs are changed
     peer: Callable[..., Any] | None = None  # a better eager form, measured as eager
+    kernel: Callable[..., Any] | None = None  # a kernel of the language, measured as helion
 
     @property
     def label(self) -> str:
@@ -181,6 +182,8 @@ def candidate(
     """A call without arguments that runs the case once by this backend."""
     if backend == "eager":
         run = case.peer or function
+    elif backend == "helion" and case.kernel is not None:
+        run = case.kernel
     else:
         run = torch.compile(function, backend=backend)
     if not case.train:
