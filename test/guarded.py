@@ -17,7 +17,7 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class _Arena:
-    """Pages between two unmapped ones; lives as long as the tensors on it."""
+    """Pages between two unmapped ones."""
 
     def __init__(self, size: int) -> None:
         pages = max(1, -(-size // PAGE)) + 2
@@ -28,9 +28,6 @@ class _Arena:
         for end in (self.address, self.inner + self.length):
             if _libc.mprotect(end, PAGE, 0) != 0:
                 raise OSError(ctypes.get_errno(), "mprotect")
-
-
-_arenas: list[_Arena] = []
 
 
 def _poison(dtype: torch.dtype) -> float | int | bool:
@@ -46,11 +43,9 @@ def guarded_empty(
     count = 0 if 0 in size else 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     needed = count * dtype.itemsize
     arena = _Arena(needed)
-    _arenas.append(arena)
-    del _arenas[:-512]
-    whole = torch.frombuffer(
-        (ctypes.c_char * arena.length).from_address(arena.inner), dtype=torch.uint8
-    )
+    memory = (ctypes.c_char * arena.length).from_address(arena.inner)
+    memory.arena = arena  # type: ignore[attr-defined]  # lives as long as the storage
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
     full = arena.length // dtype.itemsize
     storage = (
         whole[: full * dtype.itemsize]

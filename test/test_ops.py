@@ -3,11 +3,14 @@ shape, strides.
 
 Judged as everywhere (docs/accuracy.md): integers and bools exactly; floats close at the dtype's
 tolerance, else no farther from a float64 run than 2x (half types 3x) eager's own error. The tensors
-that go in end, or begin, at an unmapped page with poison on the other side (test/guarded.py).
+that go in, and the buffers that programs allocate, end or begin at an unmapped page with poison on
+the other side (test/guarded.py).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +22,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from test.guarded import guarded
+from test.guarded import guarded, guarded_empty
+from torch_helion import _C
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64)
 SAMPLES = 2
@@ -185,6 +189,24 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@pytest.fixture(autouse=True)
+def outputs_on_guarded_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers of compiled programs begin, or end, at an unmapped page and hold poison at first."""
+    sides = itertools.cycle(("end", "start"))
+    plain = _C.empty_strided
+
+    def empty_strided(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
+        if dtype.is_complex or math.prod(size) >= 1 << 20:
+            return plain(size, stride, dtype)
+        return guarded_empty(tuple(size), tuple(stride), dtype, next(sides))
+
+    def allocate(wanted: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(empty_strided(*one) for one in wanted)
+
+    monkeypatch.setattr(_C, "empty_strided", empty_strided)
+    monkeypatch.setattr(_C, "allocate", allocate)
 
 
 @pytest.mark.parametrize("op,dtype", cases())
