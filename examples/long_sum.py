@@ -1,4 +1,4 @@
-"""Sums of long rows: chunks of a row are added into one accumulator, which is summed once."""
+"""Sums of long rows: chunk by chunk, each summed into a number that the loop carries."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def long_sum(x: torch.Tensor) -> torch.Tensor:
     block_m = hl.register_block_size(m)
     block_n = hl.register_block_size(n)
     for tile_m in hl.tile(m, block_size=block_m):
-        acc = hl.zeros([tile_m, block_n], dtype=torch.float32)
+        total = hl.zeros([tile_m], dtype=torch.float32)
         for tile_n in hl.tile(n, block_size=block_n):
-            acc += x[tile_m, tile_n].to(torch.float32)
-        out[tile_m] = acc.sum(-1).to(x.dtype)
+            total += x[tile_m, tile_n].to(torch.float32).sum(-1)
+        out[tile_m] = total.to(x.dtype)
     return out
 
 

@@ -13,12 +13,14 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -55,6 +57,16 @@ class Job:
     text: str
     arena: int
     ints: tuple[int, ...]
+
+
+def _wait(sock: socket.socket, timeout: float) -> None:
+    """Until there is something to read. In short waits: a signal that comes just before one does
+    not end it, and Ctrl-C would have to wait as long as a candidate that hangs.
+    """
+    deadline = time.monotonic() + timeout
+    while not select.select([sock], [], [], 0.1)[0]:
+        if time.monotonic() > deadline:
+            raise TimeoutError
 
 
 class ChildRunner:
@@ -143,6 +155,7 @@ class ChildRunner:
         self._sock.settimeout(timeout)
         try:
             wire.send(self._sock, message, files)
+            _wait(self._sock, timeout)
             answer, _ = wire.receive(self._sock)
         except TimeoutError:
             self._end()
