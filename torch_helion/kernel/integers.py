@@ -11,6 +11,8 @@ from typing import Any
 import sympy
 import torch
 
+from torch_helion import config_spec
+
 
 def cdiv(a: Any, b: Any) -> Any:
     """``a / b`` rounded up."""
@@ -26,5 +28,4 @@ def next_power_of_2(n: Any) -> Any:
         return sympy.Piecewise((1, n <= 1), (2 ** sympy.ceiling(sympy.log(n, 2)), True))
     if isinstance(n, torch.SymInt):
         n = int(n)  # a power of two of an open size: the size becomes a constant
-    n = int(n)
-    return 1 if n <= 1 else 1 << (n - 1).bit_length()
+    return config_spec.next_power_of_2(int(n))

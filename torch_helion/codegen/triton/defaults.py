@@ -10,8 +10,8 @@ from typing import Any
 
 import sympy
 
-from torch_helion.codegen.triton.layout import next_power_of_2
 from torch_helion.config import Config
+from torch_helion.config_spec import next_power_of_2
 from torch_helion.ir.graph import Kernel, Op, loop_blocks
 from torch_helion.ir.types import Axis, Size
 

@@ -13,15 +13,12 @@ from dataclasses import dataclass, field
 import sympy
 
 from torch_helion import exc
+from torch_helion.config_spec import next_power_of_2
 from torch_helion.ir.graph import Kernel, loop_blocks
 from torch_helion.ir.types import Axis, Size
 
 MOST_LANES = 1 << 20
 """What Triton allows in one tile."""
-
-
-def next_power_of_2(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()
 
 
 @dataclass
