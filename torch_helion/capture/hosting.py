@@ -23,7 +23,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_helion import _logging, exc, settings
-from torch_helion.capture import host_faults
+from torch_helion.capture import entry, host_faults
 from torch_helion.capture import inductor_compat as inductor
 from torch_helion.capture import options as request_options
 from torch_helion.capture.graph_pass import (
@@ -62,7 +62,7 @@ def compile_graph(
             log.debug("guard %s changed the program", name)
             gm.recompile()
         rungs = _rungs(gm, example_inputs, request)
-        compiled = _first_that_works(rungs, "graph")
+        compiled = entry.shortened(_first_that_works(rungs, "graph"))
         inductor.quiet_runtime()
         return compiled
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import re
 import shutil
 import threading
@@ -275,6 +276,66 @@ def quiet_runtime() -> None:
         handler.end_callbacks = [c for c in handler.end_callbacks if c is not put_back]
 
     handler.register_end_callback(put_back)
+
+
+class DirectProgram:
+    """A compiled inference program below a wrapper of AOTAutograd that passes everything on."""
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+
+    @property
+    def current_callable(self) -> Callable[[list[Any]], Any]:
+        return self._graph.current_callable
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[list[tuple[list[Any], Any]]]:
+        """The arguments and results of the calls that this thread makes inside."""
+        program, thread = self._graph.current_callable, threading.get_ident()
+        seen: list[tuple[list[Any], Any]] = []
+
+        def watch(inputs: list[Any]) -> Any:
+            given = list(inputs)  # the program empties its list
+            returned = program(inputs)
+            if threading.get_ident() == thread:
+                seen.append((given, returned))
+            return returned
+
+        with _replaced(self._graph, "current_callable", watch):
+            yield seen
+
+
+# What AOTAutograd's generated wrapper names where it only turns gradients off and counts outputs.
+_PLAIN_WRAPPER = {"torch", "_C", "is_grad_enabled", "_set_grad_enabled", "isinstance", "tuple"}
+_PLAIN_WRAPPER |= {"list", "len", "AssertionError"}
+
+
+def direct_program(compiled: Any) -> DirectProgram | None:
+    """The program that ``compiled`` (a result of ``compile_hosted``) calls, if nothing but a plain
+    wrapper stands between the two."""
+    graph_type = _internal(".output_code:CompiledFxGraph")
+    below, plain = compiled, False
+    for _ in range(8):
+        if isinstance(below, graph_type):
+            return DirectProgram(below) if plain and _runs_as_it_is(below) else None
+        cells = inspect.getclosurevars(below).nonlocals if inspect.isfunction(below) else {}
+        wrapper = cells.get("_codegen_runtime_wrapper")
+        if wrapper is not None:
+            names = {*wrapper.__code__.co_names, *(wrapper.__globals__.keys() - {"__builtins__"})}
+            plain = names <= _PLAIN_WRAPPER
+        if cells.get("params_buffers_flat"):
+            return None
+        below = getattr(below, "__wrapped__", None) or getattr(below, "compiled_fn", None)
+    return None
+
+
+def _runs_as_it_is(graph: Any) -> bool:
+    """Whether a call of the graph is a call of its program, up to records of profilers."""
+    return (
+        getattr(graph, "current_callable", None) is not None
+        and not getattr(graph, "_wrap_compiled_regions", True)
+        and not _internal(".debug").RECORD_GRAPH_EXECUTION
+    )
 
 
 def has_cpp_compiler() -> bool:
