@@ -7,10 +7,14 @@ language both go through here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import os
 import threading
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import sympy
@@ -21,6 +25,7 @@ from torch_helion.codegen.llvm.target import LLVM
 from torch_helion.codegen.target import Target
 from torch_helion.config import Config
 from torch_helion.ir.graph import Kernel
+from torch_helion.ir.structure import structure_of
 from torch_helion.ir.verifier import verify
 from torch_helion.passes import pass_manager
 from torch_helion.passes.pipeline import KEEP_AXES, SIMPLIFY
@@ -28,8 +33,10 @@ from torch_helion.runtime import artifact_cache, launcher
 
 log = _logging.get_logger("code")
 
-_loaded: dict[str, Any] = {}
 _lock = threading.Lock()
+_loaded: dict[str, Future[Any]] = {}
+_printed: OrderedDict[Any, str] = OrderedDict()
+_MOST_PRINTED = 256  # texts kept for kernels that repeat
 
 
 def compile_kernel(
@@ -44,6 +51,22 @@ def compile_kernel(
     `hints` are typical values of the kernel's size symbols: they choose a default config, never the
     result.
     """
+    structure = structure_of(kernel)
+    machine = target.machine_key(target.machine())
+    key = (structure, tuple((hints or {}).items()), config, target.name, machine)
+    text = _printed.get(key) if structure is not None else None
+    if text is None:
+        text = _print(kernel, hints or {}, config, target)
+        with _lock:
+            _printed[key] = text
+            if len(_printed) > _MOST_PRINTED:
+                _printed.popitem(last=False)
+    return text
+
+
+def _print(
+    kernel: Kernel, hints: Mapping[sympy.Symbol, int], config: Config | None, target: Target
+) -> str:
     machine = target.machine()
     verify(kernel)
     # A config's block sizes are those of the kernel's own axes, so they must not be merged then.
@@ -51,7 +74,7 @@ def compile_kernel(
     kernel = pass_manager.run(SIMPLIFY if config is None else KEEP_AXES, kernel)
     if config is not None and kernel.block_names != names:  # a loop is gone: its entry stays
         kernel = dataclasses.replace(kernel, blocks=names)
-    config = config or target.default_config(kernel, hints or {}, machine)
+    config = config or target.default_config(kernel, hints, machine)
     text = target.print_kernel(kernel, config, machine)
     log.debug("%s with %s:\n%s", kernel.name, config, text)
     return text
@@ -66,9 +89,43 @@ def load_kernel(text: str, target: Target = LLVM) -> Any:
     """A callable `_C.Kernel` of a kernel's text: from this process, the cache, or LLVM."""
     key = kernel_key(text, target)
     with _lock:
-        if key not in _loaded:
-            _loaded[key] = _load(text, key, target)
-        return _loaded[key]
+        made = _loaded.get(key)
+        first = made is None
+        if made is None:
+            made = _loaded[key] = Future()
+    if first:  # others that ask meanwhile wait for this thread
+        try:
+            made.set_result(_load(text, key, target))
+        except BaseException as error:
+            with _lock:
+                del _loaded[key]
+            made.set_exception(error)
+    return made.result()
+
+
+@contextlib.contextmanager
+def loading_ahead() -> Iterator[Callable[[str], object]]:
+    """A function that takes texts whose kernels will be asked for: they are made in the background.
+
+    LLVM works without Python's lock, so that the second core compiles while the first one captures.
+    What fails there fails again, and is reported, where the kernel is asked for.
+    """
+    worker = ThreadPoolExecutor(1, thread_name_prefix="torch_helion")
+    try:
+        yield lambda text: worker.submit(load_kernel, text)
+    finally:
+        worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _after_fork() -> None:
+    """In a child: what another thread was about to load is nobody's work now."""
+    global _lock
+    _lock = threading.Lock()
+    for key in [key for key, made in _loaded.items() if not made.done()]:
+        del _loaded[key]
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def build_kernel(text: str, target: Target = LLVM) -> Any:

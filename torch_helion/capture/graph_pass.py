@@ -103,6 +103,10 @@ listeners: list[Listener] = []
 # ---------------------------------------------------------------------- what the pass uses
 
 
+def _load_when_checked() -> contextlib.AbstractContextManager[Callable[[str], object]]:
+    return contextlib.nullcontext(lambda text: None)
+
+
 @dataclass(frozen=True)
 class Stages:
     """The stages between a graph and a kernel's text, as values."""
@@ -115,13 +119,15 @@ class Stages:
     lowerings: Mapping[Any, Any]
     tuning: Any = None
     """:mod:`torch_helion.capture.tuning`; None: default configs only"""
+    loading_ahead: Callable[[], Any] = _load_when_checked
+    """a context whose function takes texts that the check will ask for"""
 
 
 @functools.cache
 def default_stages() -> Stages:
     """The package's own stages."""
     from torch_helion.capture import check, contraction, tuning
-    from torch_helion.compiler import compile_kernel
+    from torch_helion.compiler import compile_kernel, loading_ahead
     from torch_helion.lowering import rows
 
     return Stages(
@@ -131,6 +137,7 @@ def default_stages() -> Stages:
         check=check.check_kernel,
         lowerings=rows.graph_lowerings(),
         tuning=tuning,
+        loading_ahead=loading_ahead,
     )
 
 
@@ -226,10 +233,15 @@ class HelionPass(inductor.GraphPass):
                 raise
             log.warning("no regions are sought in this graph: %s", _sentence(error))
             regions = ()
-        plans = []
-        for region in regions:  # every region is read before the graph changes
-            with self._region_may_fail(region, record):
-                plans.append(plan_region(region, stages, self.tunes))
+        drafts, plans = [], []
+        with stages.loading_ahead() as load:
+            for region in regions:  # every region is read before the graph changes
+                with self._region_may_fail(region, record):
+                    drafts.append(draft_region(region, stages, self.tunes))
+                    load(drafts[-1].call.text)
+            for draft in drafts:
+                with self._region_may_fail(draft.region, record):
+                    plans.append(check_region(draft, stages))
         placed = Placed()
         covered: set[Node] = set()
         for plan in plans:
@@ -262,6 +274,18 @@ def changed_settings(values: settings.Switches) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A region whose kernel is written, and that is still in the graph."""
+
+    region: Any
+    nodes: tuple[Node, ...]
+    made: Any
+    call: KernelCall
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A region whose kernel is made and checked, and that is still in the graph."""
 
@@ -273,8 +297,8 @@ class Plan:
     taken: TakenRegion
 
 
-def plan_region(region: Any, stages: Stages, search: bool = False) -> Plan:
-    """Make and check a region's kernel; raises if that fails. The graph is not changed.
+def draft_region(region: Any, stages: Stages, search: bool = False) -> Draft:
+    """Write a region's kernel; raises if that fails. The graph is not changed.
 
     ``search``: for the best config, where none is stored.
     """
@@ -285,13 +309,23 @@ def plan_region(region: Any, stages: Stages, search: bool = False) -> Plan:
     made = stages.region_to_kernel(region, stages.lowerings)
     call, inputs, outputs = _kernel_call(region, made)
     config = stages.tuning.config_for(region, made, search) if stages.tuning else None
-    text = call.text = stages.compile_kernel(made.kernel, made.hints, config)
-    _logging.dump(f"{call.name}.ll", text)
-    verdict = stages.check(region, made, text) if settings.current().check else "not checked"
-    log.debug("region %s: %d nodes in kernel %s (%s)", region.name, len(nodes), call.name, verdict)
-    operators = tuple(str(node.target) for node in nodes)
-    taken = TakenRegion(region.name, operators, made.kernel, text, verdict)
-    return Plan(region, nodes, call, tuple(inputs), tuple(outputs), taken)
+    call.text = stages.compile_kernel(made.kernel, made.hints, config)
+    _logging.dump(f"{call.name}.ll", call.text)
+    return Draft(region, nodes, made, call, tuple(inputs), tuple(outputs))
+
+
+def check_region(draft: Draft, stages: Stages) -> Plan:
+    """Check a region's kernel; raises if it is not right. The graph is not changed."""
+    text = draft.call.text
+    checked = settings.current().check
+    verdict = stages.check(draft.region, draft.made, text) if checked else "not checked"
+    log.debug(
+        "region %s: %d nodes in kernel %s (%s)",
+        draft.region.name, len(draft.nodes), draft.call.name, verdict,
+    )  # fmt: skip
+    operators = tuple(str(node.target) for node in draft.nodes)
+    taken = TakenRegion(draft.region.name, operators, draft.made.kernel, text, verdict)
+    return Plan(draft.region, draft.nodes, draft.call, draft.inputs, draft.outputs, taken)
 
 
 def _kernel_call(region: Any, made: Any) -> tuple[KernelCall, list[Node], list[Node]]:
