@@ -47,6 +47,9 @@ ELEMENTS = {
 """Packed elements that are the stored ones."""
 CHUNK = 256
 """Columns that are copied at a time: few streams are written, whole lines are read."""
+PREFETCH_SQUARES = 2
+"""How many squares ahead transposed columns are fetched: each is read as a short piece of a line of
+memory, too short for the machine to see what comes next."""
 PREFETCH_ROWS = 2
 """How far ahead rows are fetched: neighbouring rows lie on different pages."""
 
@@ -253,6 +256,9 @@ class PackText:
         count = size * self.how.group
         type, raw = vector(self.how.unit, size), vector(self.how.element, count)
         off = f.mul(u, self.how.group * side.itemsize)
+        ahead = f.add(off, f.mul("%w_step", size * PREFETCH_SQUARES))
+        for row in rows:
+            f.prefetch(f.at(row, ahead))
         block = [self.elements(f, f.at(r, off), count, mask) for r in rows]
         if raw != type:
             block = [f.let(f"bitcast {raw} {x} to {type}") for x in block]

@@ -120,7 +120,17 @@ def _steps(f: FunctionText, plan: DotPlan, math: MathLibrary, first: list[str]) 
             a = f.splat(scalar, how.unit, how.lanes, "a")
             for v in range(vectors):
                 at.next.append(multiply_add(f, how, at.values[i * vectors + v], a, b[v]))
+        if plan.a_form == "direct":
+            _fetch_ahead(f, plan, at.index)
     return at.values
+
+
+def _fetch_ahead(f: FunctionText, plan: DotPlan, unit: str) -> None:
+    """Fetch a line of A's next row tile: of one row in each step, of all rows within a line."""
+    line = 64 // plan.how.unit_bytes
+    row = f.min(f.let(f"and i64 {unit}, {line - 1}"), plan.rows - 1)
+    tile = f.at("%a", f.mul(f.add(row, plan.rows), "%a_row"))
+    f.prefetch(f.at(tile, f.mul(f.round_down(unit, line), plan.how.unit_bytes)))
 
 
 def _packed_row(f: FunctionText, plan: DotPlan, unit: str) -> list[str]:
