@@ -2,9 +2,10 @@
 
 In: where the operands and the accumulator lie (pointers, strides), the largest and the valid
 extents. Out: a call in the phase being printed; the called function is declared by a `DotLibrary`
-and is a part of the text (`engine.part_text`), compiled once for all kernels that call it. `dot_tile.py`
-prints register tiles, `dot_pack.py` packing, `dot_driver.py` the loops around them, `dot_few.py`
-the forms for one or few rows. Used by the emitters of this folder and by `defaults.py`.
+and is a part of the text (`engine.part_text`), compiled once for all kernels that call it.
+`dot_tile.py` prints register tiles, `dot_pack.py` packing, `dot_driver.py` the loops around them,
+`dot_few.py` the forms for one or few rows. Used by the emitters of this folder and by
+`defaults.py`.
 
 How an emitter uses it
 ----------------------

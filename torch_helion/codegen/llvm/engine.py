@@ -4,9 +4,9 @@ In: the text of an LLVM module and a ``Machine``.  Out: a relocatable object (by
 artifact cache keeps), assembly text for reading, or the addresses of a loaded object's functions.
 Used by the llvm target's build step and by its tests; knows nothing of tiles or tensors.
 
-A text may end in parts (`part_text`): functions that other kernels call, too. Each is compiled as a
-module of its own, once, and kept in this process and in the artifact cache; the kernel's object then
-is a bundle of objects.
+A text may end in parts (`part_text`): functions that other kernels call, too. Each is compiled as
+a module of its own, once, and kept in this process and in the artifact cache; the kernel's object
+then is a bundle of objects.
 
 Everything runs under one lock.  llvmlite holds a lock of its own, so two threads would compile no
 faster, and holding ours across ``fork`` leaves a child with an LLVM that no other thread was in.
