@@ -53,12 +53,13 @@ def default_blocks(
     computed: bool = False,
     threads: int | None = None,
     results: int = 1,
+    batch: int = 1,
 ) -> tuple[int, int, int]:
     """Blocks of m, n and k for C[m, n] = A[m, k] · B[k, n] in ``dtype``.
 
     ``b_unit``: the axis of B whose stride is one. ``computed``: an operand is not read in place.
     ``threads``: how many will share the grid (default: all cores). ``results``: how many products
-    one step makes.
+    one step makes. ``batch``: how many such C the grid is over.
     """
     threads = threads or _hardware.cores()
     longest = COMPUTED_K if computed else WHOLE_K
@@ -73,7 +74,7 @@ def default_blocks(
     few = b_unit == "k" and m <= INNER_ROWS
 
     def cost(blocks: tuple[int, int]) -> float:
-        return _cost(m, n, k, *blocks, lanes, threads, few)
+        return _cost(m, n, k, *blocks, lanes, threads, few, batch)
 
     bytes = PANEL_BYTES[machine.vector_bits] // results
     return (*min(_candidates(m, n, bytes), key=cost), block_k)
@@ -90,9 +91,17 @@ def _candidates(m: int, n: int, bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def _cost(
-    m: int, n: int, k: int, block_m: int, block_n: int, lanes: int, threads: int, few: bool
+    m: int,
+    n: int,
+    k: int,
+    block_m: int,
+    block_n: int,
+    lanes: int,
+    threads: int,
+    few: bool,
+    batch: int,
 ) -> float:
-    """Cycles of the thread that works longest."""
+    """Cycles of the thread that works longest, for each of the batch."""
     rows, columns = -(-m // block_m), -(-n // block_n)
     vectors = max(1, n / lanes)
     multiply = vectors * -(-m // 8) * 8 * k
@@ -101,8 +110,8 @@ def _cost(
     steps = rows * columns
     fetch = A_CYCLES * m * k / lanes * columns
     total = multiply + pack + fetch + store + STEP_CYCLES * steps
-    shares = -(-steps // threads) + (UNEVEN if threads > 1 else 0.0)
-    return total * shares / steps
+    shares = -(-steps * batch // threads) + (UNEVEN if threads > 1 else 0.0)
+    return total * shares / (steps * batch)
 
 
 def _power_above(size: int) -> int:

@@ -206,6 +206,7 @@ def _product(facts: _Facts, op: Op) -> None:
         computed=computed,
         threads=1 if split else None,  # they share the parts of k
         results=_alike(facts, op),
+        batch=math.prod(max(1, facts.extent(x)) for x in facts.grid if x in a and x in b),
     )
     if split is not None:
         tiles = math.prod(-(-size // block) for size, block in zip(sizes[:2], found, strict=False))
