@@ -202,7 +202,7 @@ PANEL_BYTES = {512: 512 << 10, 256: 192 << 10, 128: 192 << 10}
 are 512-bit vectors, 256 KiB or more elsewhere)."""
 A_BYTES = 256 << 10
 """Of the packed block of A where A is packed whole."""
-INNER_ROWS = 48
+INNER_ROWS = 32
 """Up to this many rows, two operands that both run along k are multiplied without packing."""
 INNER_COLUMNS = 8
 """Or that many columns: a register tile would compute most of its lanes in vain."""

@@ -16,8 +16,9 @@ from torch_helion.codegen.llvm.dot_plan import Arithmetic, DotPlan
 from torch_helion.codegen.llvm.dot_text import FunctionText, lanes_below, masked_where, vector
 from torch_helion.codegen.llvm.vector_math import MathLibrary
 
-PREFETCH_ROWS = 8
-"""How far ahead rows of B in place are fetched: neighbouring rows lie on different pages."""
+PREFETCH_ROWS = 32
+"""How far ahead rows of B in place are fetched, to the second cache: neighbouring rows lie on
+different pages."""
 
 
 def multiply_add(f: FunctionText, how: Arithmetic, acc: str, a: str, b: str) -> str:
@@ -165,7 +166,7 @@ class _BInPlace:
             line = f.at("%b", f.mul(k, "%b_row"), "b")
             ahead = f.at(line, f.mul("%b_row", PREFETCH_ROWS))
             for offset in range(0, self.plan.columns * size, 64):
-                f.prefetch(f.at(ahead, offset))
+                f.prefetch(f.at(ahead, offset), level=2)
             exists = f.compare("slt", k, "%depth") if t else ""
             for v, mask in enumerate(self.masks):
                 if exists:
