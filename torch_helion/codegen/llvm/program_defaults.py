@@ -195,13 +195,14 @@ def _product(facts: _Facts, op: Op) -> None:
     m, n = (_last(facts, names) for names in (rows, columns))
     sizes = [max(1, facts.extent(x)) if x else 1 for x in (m, n, k)]
     computed = not all(_is_load(facts, v) for v in op.operands[:2])
-    split = _split(facts, k)
+    left, split = op.operands[0], _split(facts, k)
     found = default_blocks(
         sizes[0],
         sizes[1],
         sizes[2],
         op.operands[0].type.dtype,
         facts.machine,
+        a_unit="m" if _is_load(facts, left) and _unit(facts, left, k) != "k" else "k",
         b_unit=_unit(facts, op.operands[1], k),
         computed=computed,
         threads=1 if split else None,  # they share the parts of k
