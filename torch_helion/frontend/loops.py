@@ -78,6 +78,8 @@ class Loops(Statements):
     def __init__(self, program: Any) -> None:
         super().__init__(program)
         self.specs: dict[str, BlockSizeSpec] = {}
+        self.registered: dict[str, BlockSizeSpec] = {}
+        """Block sizes that the host part chose the bounds of."""
         """block sizes that a config chooses, in order"""
         self.loops: dict[int, Facts] = {}
         """facts of each loop, by the identity of its statement, in program order"""
@@ -210,7 +212,9 @@ class Loops(Statements):
             if s.name.startswith(("begin_", "id_")):
                 numbers[s] = 0
             elif s.name.startswith("block_"):
-                numbers[s] = 64
+                name = s.name.removeprefix("block_")
+                spec = self.specs.get(name, self.registered.get(name))
+                numbers[s] = spec.largest if spec else _TYPICAL
         value = size.subs(numbers)
         return int(value) if value.is_Integer and value > 0 else _TYPICAL
 

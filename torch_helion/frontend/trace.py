@@ -116,6 +116,7 @@ class _Tracer:
     def trace(self) -> Traced:
         self._note_sizes([value for _, value in self.values.values()])
         blocks = self._registered_blocks()
+        self.interpreter.registered = {block.name: block for block in blocks}
         self._run()
         if not self.p.effects:
             node = self.host.loops[0]

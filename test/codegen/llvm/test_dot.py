@@ -12,7 +12,7 @@ import torch
 
 from test.guarded import guarded
 from torch_helion.codegen.llvm import dot_module, engine
-from torch_helion.codegen.llvm.dot import DotSpec, default_blocks, scratch_bytes
+from torch_helion.codegen.llvm.dot import DotLibrary, DotSpec, default_blocks, scratch_bytes
 from torch_helion.codegen.llvm.dot_module import Product
 from torch_helion.codegen.llvm.dot_plan import plan
 
@@ -275,6 +275,20 @@ def test_forms() -> None:
     assert form(F32, 16, "k", "n") == ("direct", "fma")
     assert form(BF16, 1, "k", "n") == ("rows", "fma")
     assert form(BF16, 1, "k", "k") == ("inner", "bf16")
+
+
+def test_tiles_of_many_sizes_share_a_function() -> None:
+    dots = DotLibrary(engine.machine_for("znver4"))
+    for units in UNITS:
+        many = {
+            dots.use(DotSpec(F32, F32, F32, m, n, k, *units))
+            for m, n, k in ((64, 128, 1024), (512, 256, 1 << 20), (1000, 512, 4096))
+        }
+        assert len(many) == 1
+    few = {dots.use(DotSpec(F32, F32, F32, m, 256, 4096, "k", "k")) for m in (9, 16, 25, 32)}
+    assert len(few) == 1
+    sizes = ((64, 100, 1024), (20, 256, 1024), (64, 256, 300))
+    assert len({dots.use(DotSpec(F32, F32, F32, *s, "m", "n")) for s in sizes}) == 3
 
 
 def test_scratch_is_bounded() -> None:

@@ -171,3 +171,73 @@ def test_a_forked_child_runs_old_code_and_compiles_new():
     finally:
         stop.set()
         thread.join()
+
+
+# -- parts ---------------------------------------------------------------------------------------
+
+SHARED = engine.part_text(
+    "@twice",
+    [
+        "define internal i64 @inner(i64 %x) alwaysinline {\n  %r = add i64 %x, %x\n  ret i64 %r\n}",
+        "define void @twice(ptr %x) {\n  %a = load i64, ptr %x\n  %b = call i64 @inner(i64 %a)\n"
+        "  store i64 %b, ptr %x\n  ret void\n}",
+    ],
+)
+CALLER = """declare void @twice(ptr)
+define i64 @answer(i64 %x) {{
+  %place = alloca i64
+  store i64 %x, ptr %place
+  call void @twice(ptr %place)
+  %y = load i64, ptr %place
+  %r = add i64 %y, {value}
+  ret i64 %r
+}}
+"""
+
+
+def test_modules_share_a_part_that_is_compiled_once(monkeypatch: pytest.MonkeyPatch):
+    compiled: list[str] = []
+    own = engine._object
+
+    def counted(text: str, machine: engine.Machine) -> bytes:
+        compiled.append(text)
+        return own(text, machine)
+
+    monkeypatch.setattr(engine, "_object", counted)
+    engine._part_object.cache_clear()
+    texts = [f"{CALLER.format(value=value)}{SHARED}" for value in (1, 2)]
+    loaded = [load_object(compile_object(t, host_machine()), ["answer"]) for t in texts]
+    assert [call_answer(one, 20) for one in loaded] == [41, 42]
+    assert sum("@twice" in t and "@answer" not in t for t in compiled) <= 1  # or from the cache
+    engine._part_object.cache_clear()
+    compiled.clear()
+    again = load_object(compile_object(texts[0], host_machine()), ["answer"])
+    del loaded
+    gc.collect()
+    assert call_answer(again, 1) == 3
+    assert len(compiled) == 1  # the part came from the artifact cache
+
+
+def test_parts_are_seen_in_assembly_and_optimised_text():
+    text = f"{CALLER.format(value=1)}{SHARED}"
+    assembly = emit_assembly(text, host_machine())
+    assert "answer" in assembly and assembly.count("twice:") == 1
+    optimised = engine.optimize_text(text, host_machine())
+    assert "define void @twice" in optimised and "@inner" not in optimised
+
+
+def test_two_parts_with_helpers_of_one_name():
+    other = SHARED.replace("twice", "thrice").replace("add i64 %x, %x", "mul i64 %x, 3")
+    caller = CALLER.format(value=0).replace("declare", "declare void @thrice(ptr)\ndeclare", 1)
+    caller = caller.replace("  %y =", "  call void @thrice(ptr %place)\n  %y =")
+    text = f"{caller}{SHARED}{other}"
+    assert engine.split_parts(text)[1:] == (SHARED.rstrip("\n"), other)
+    assert call_answer(load_object(compile_object(text, host_machine()), ["answer"]), 5) == 30
+
+
+def test_a_part_that_llvm_refuses_is_an_error():
+    with pytest.raises(CodegenError):
+        compile_object(f"{CALLER.format(value=1)}{SHARED.replace('ret void', 'ret i64')}",
+                       host_machine())  # fmt: skip
+    with pytest.raises(CodegenError):  # nobody defines what is called
+        load_object(compile_object(CALLER.format(value=1), host_machine()), ["answer"])

@@ -1,16 +1,17 @@
-"""Products of two tiles, C[m, n] (+)= A[m, k] · B[k, n]: calls of functions printed once a module.
+"""Products of two tiles, C[m, n] (+)= A[m, k] · B[k, n]: calls of functions that kernels share.
 
 In: where the operands and the accumulator lie (pointers, strides), the largest and the valid
-extents. Out: a call in the phase being printed; the called function's text comes from a
-`DotLibrary` at the end of the module, as vector functions come from `MathLibrary`. `dot_tile.py`
-prints register tiles, `dot_pack.py` packing, `dot_driver.py` the loops around them, `dot_few.py`
-the forms for one or few rows. Used by the emitters of this folder and by `defaults.py`.
+extents. Out: a call in the phase being printed; the called function is declared by a `DotLibrary`
+and is a part of the text (`engine.part_text`), compiled once for all kernels that call it.
+`dot_tile.py` prints register tiles, `dot_pack.py` packing, `dot_driver.py` the loops around them,
+`dot_few.py` the forms for one or few rows. Used by the emitters of this folder and by
+`defaults.py`.
 
 How an emitter uses it
 ----------------------
-Once a module: ``dots = DotLibrary(math, machine)``; after all phases are printed, append
-``*dots.definitions()`` to the module's text, before ``*math.definitions()`` (packing uses its
-conversions). Intrinsics need no declarations.
+Once a module: ``dots = DotLibrary(machine)``; after all phases are printed, the module has
+``*dots.declarations()`` among its lines and ends in ``*dots.parts()``. Intrinsics need no
+declarations.
 
 Once a product: a ``DotSpec`` (what is known at compile time), then
 
@@ -33,7 +34,7 @@ Once a product: a ``DotSpec`` (what is known at compile time), then
   call; different products of one phase may share it.
 * ``batch``: loops around the product: `Batch(extent, a, b, acc)`, strides in elements (``"0"`` for
   an operand that lacks the axis).
-* ``finish`` (with `DotSpec.finish`): a function of the module that is called for complete rows of C
+* ``finish``: a function of the module that is called for complete rows of C
   in this call, to convert and store them while they are near: pass it in the last call of a loop
   over k. Where all of k is in one call, `strip_rows` may allow C to be one row tile, in L1.
 
@@ -44,14 +45,16 @@ of k in one call is as good as a loop over blocks of k. For the grid's own block
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from torch_helion.codegen.llvm.dot_blocks import default_blocks
-from torch_helion.codegen.llvm.dot_driver import Driver, parameters
-from torch_helion.codegen.llvm.dot_plan import DotSpec, plan
-from torch_helion.codegen.llvm.engine import Machine
+from torch_helion.codegen.llvm.dot_driver import DOT_PARAMETERS, Driver
+from torch_helion.codegen.llvm.dot_plan import DotPlan, DotSpec, plan
+from torch_helion.codegen.llvm.engine import Machine, part_text
 from torch_helion.codegen.llvm.vector_math import MathLibrary
 
 if TYPE_CHECKING:
@@ -113,24 +116,39 @@ class Finish:
 
 
 class DotLibrary:
-    """The products of one module: gives symbols, remembers them, prints them."""
+    """The products of one module: gives symbols, remembers them, declares them."""
 
-    def __init__(self, math: MathLibrary, machine: Machine) -> None:
-        """``math``: the module's; packing takes its conversions from there."""
-        self.math = math
+    def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self._texts: dict[DotSpec, tuple[str, list[str]]] = {}
+        self._parts: dict[str, str] = {}
 
     def use(self, spec: DotSpec) -> str:
-        """The symbol of a product's function, whose definition will be printed."""
-        if spec not in self._texts:
-            name = f"@th_dot{len(self._texts)}"
-            self._texts[spec] = name, Driver(plan(spec, self.machine), name, self.math).texts()
-        return self._texts[spec][0]
+        """The symbol of a product's function."""
+        symbol, part = _part(plan(spec, self.machine), self.machine)
+        self._parts[symbol] = part
+        return symbol
 
-    def definitions(self) -> list[str]:
-        """Definitions of everything used; take the math library's after these."""
-        return [text for _, texts in self._texts.values() for text in texts]
+    def declarations(self) -> list[str]:
+        """Lines for the module."""
+        types = ", ".join(t.split()[0] for t, _ in DOT_PARAMETERS)
+        return [f"declare void {symbol}({types})" for symbol in self._parts]
+
+    def parts(self) -> list[str]:
+        """The texts that define what is used, to stand after the module's."""
+        return list(self._parts.values())
+
+
+_NAME = "@th_dot"
+
+
+@lru_cache(maxsize=256)
+def _part(plan: DotPlan, machine: Machine) -> tuple[str, str]:
+    """A product's function, named after all its text, and that text."""
+    math = MathLibrary(plan.how.lanes, machine)
+    texts = Driver(plan, _NAME, math).texts()
+    text = "\n".join([*texts, *math.definitions()])
+    symbol = f"{_NAME}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return symbol, part_text(symbol, [text.replace(f"{_NAME}(", f"{symbol}(")])
 
 
 def scratch_bytes(spec: DotSpec, machine: Machine) -> int:
@@ -192,9 +210,9 @@ def emit_dot(
         *extents,
         zero,
         scratch,
-        *(_finish_words(finish) if spec.finish else ()),
+        *_finish_words(finish),
     )
-    typed = zip((t.split()[0] for t, _ in parameters(spec)), words, strict=True)
+    typed = zip((t.split()[0] for t, _ in DOT_PARAMETERS), words, strict=True)
     em.line(f"call void {symbol}({', '.join(f'{t} {w}' for t, w in typed)})")
 
 

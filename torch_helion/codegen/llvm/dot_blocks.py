@@ -20,10 +20,11 @@ from torch_helion import _hardware
 from torch_helion.codegen.llvm.dot_plan import INNER_ROWS, PANEL_BYTES, STREAMED_ROWS
 from torch_helion.codegen.llvm.engine import Machine
 
-PACK_CYCLES = 7.0
-"""To pack a vector of B; a vector of A times a vector of B is one cycle."""
-A_CYCLES = 3.0
-"""To fetch a vector of A into L1, for each block of n."""
+PACK_CYCLES = 20.0
+"""To read a vector of B from memory and pack it; a vector of A times a vector of B is one cycle."""
+A_CYCLES, PACK_A_CYCLES = 3.0, 12.0
+"""To fetch a vector of A into L1, for each block of n; to pack it where its rows lie side by side.
+"""
 C_CYCLES = 6.0
 """To read and write a vector of C, and to store it as output later."""
 STEP_CYCLES = 2000.0
@@ -49,16 +50,18 @@ def default_blocks(
     dtype: torch.dtype,
     machine: Machine,
     *,
+    a_unit: str = "k",
     b_unit: str = "k",
     computed: bool = False,
     threads: int | None = None,
     results: int = 1,
+    batch: int = 1,
 ) -> tuple[int, int, int]:
     """Blocks of m, n and k for C[m, n] = A[m, k] · B[k, n] in ``dtype``.
 
-    ``b_unit``: the axis of B whose stride is one. ``computed``: an operand is not read in place.
+    ``a_unit``, ``b_unit``: the axes whose stride is one. ``computed``: an operand is not read in place.
     ``threads``: how many will share the grid (default: all cores). ``results``: how many products
-    one step makes.
+    one step makes. ``batch``: how many such C the grid is over.
     """
     threads = threads or _hardware.cores()
     longest = COMPUTED_K if computed else WHOLE_K
@@ -70,10 +73,11 @@ def default_blocks(
     small = m <= SMALL_ROWS and n * k * dtype.itemsize <= SMALL_B
     if small and b_unit == "n" and dtype is torch.float32 and not computed:
         return STREAMED_ROWS, _power_above(n), block_k
-    few = b_unit == "k" and m <= INNER_ROWS
+    pack = 0.0 if b_unit == "k" and m <= INNER_ROWS else PACK_CYCLES
+    fetch = A_CYCLES if a_unit == "k" else PACK_A_CYCLES
 
     def cost(blocks: tuple[int, int]) -> float:
-        return _cost(m, n, k, *blocks, lanes, threads, few)
+        return _cost(m, n, k, *blocks, lanes, threads, (pack, fetch), batch)
 
     bytes = PANEL_BYTES[machine.vector_bits] // results
     return (*min(_candidates(m, n, bytes), key=cost), block_k)
@@ -90,19 +94,29 @@ def _candidates(m: int, n: int, bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def _cost(
-    m: int, n: int, k: int, block_m: int, block_n: int, lanes: int, threads: int, few: bool
+    m: int,
+    n: int,
+    k: int,
+    block_m: int,
+    block_n: int,
+    lanes: int,
+    threads: int,
+    cycles: tuple[float, float],
+    batch: int,
 ) -> float:
-    """Cycles of the thread that works longest."""
+    """Cycles of the thread that works longest, for each of the batch; `cycles`: to make a vector of
+    B and of A ready.
+    """
     rows, columns = -(-m // block_m), -(-n // block_n)
     vectors = max(1, n / lanes)
     multiply = vectors * -(-m // 8) * 8 * k
-    pack = 0.0 if few else PACK_CYCLES * vectors * k * rows
+    pack = cycles[0] * vectors * k * rows
     store = C_CYCLES * vectors * m * max(1, k // 1024)
     steps = rows * columns
-    fetch = A_CYCLES * m * k / lanes * columns
+    fetch = cycles[1] * m * k / lanes * columns
     total = multiply + pack + fetch + store + STEP_CYCLES * steps
-    shares = -(-steps // threads) + (UNEVEN if threads > 1 else 0.0)
-    return total * shares / steps
+    shares = -(-steps * batch // threads) + (UNEVEN if threads > 1 else 0.0)
+    return total * shares / (steps * batch)
 
 
 def _power_above(size: int) -> int:

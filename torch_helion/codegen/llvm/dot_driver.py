@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch_helion.codegen.llvm.dot_few import FewRows
 from torch_helion.codegen.llvm.dot_pack import PACK_PARAMETERS, PackText, side_a, side_b
-from torch_helion.codegen.llvm.dot_plan import HEIGHT, DotPlan, DotSpec
+from torch_helion.codegen.llvm.dot_plan import HEIGHT, DotPlan
 from torch_helion.codegen.llvm.dot_text import FunctionText, vector
 from torch_helion.codegen.llvm.dot_tile import ANY_PARAMETERS, any_tile, copy, multiply_add, tile
 from torch_helion.codegen.llvm.vector_math import MathLibrary
@@ -32,15 +32,11 @@ DOT_PARAMETERS = (
     ("i64", "k"),
     ("i1", "zero"),
     ("ptr noalias", "scratch"),
+    ("ptr", "finish"),
+    ("ptr", "environment"),
+    ("i1", "strip"),
 )
-"""Of a product's function; distances in bytes."""
-FINISH_PARAMETERS = (("ptr", "finish"), ("ptr", "environment"), ("i1", "strip"))
-"""Further ones where the spec says `finish`."""
-
-
-def parameters(spec: DotSpec) -> tuple[tuple[str, str], ...]:
-    """Of the function of a product."""
-    return (*DOT_PARAMETERS, *(FINISH_PARAMETERS if spec.finish else ()))
+"""Of a product's function; distances in bytes. The last three: see `dot.Finish`, or null."""
 
 
 def call_finish(f: FunctionText, test: str, *extents: str) -> None:
@@ -75,7 +71,7 @@ class Driver:
         self.plan = plan
         self.name = name
         self.math = math
-        self.f = FunctionText(name, parameters(plan.spec), "noinline")
+        self.f = FunctionText(name, DOT_PARAMETERS, "noinline")
 
     def texts(self) -> list[str]:
         """Texts of the product's function and of all that it calls."""
@@ -84,7 +80,7 @@ class Driver:
             return self._few_rows()
         self._blocks_of_k()
         texts = [
-            self.f.text(str(plan.spec)),
+            self.f.text(str(plan), "void"),
             any_tile(plan, f"{name}_any", f"{name}_tile", f"{name}_copy"),
             tile(plan, f"{name}_tile", self.math),
             copy(plan.how, f"{name}_copy"),
@@ -103,9 +99,8 @@ class Driver:
     def _few_rows(self) -> list[str]:
         few = FewRows(self.plan, self.name, self.f, self.math)
         few.body()
-        if self.plan.spec.finish:
-            call_finish(self.f, "true", "0", "%m", "0", "%n")
-        return [self.f.text(str(self.plan.spec)), *few.helpers()]
+        call_finish(self.f, "true", "0", "%m", "0", "%n")
+        return [self.f.text(str(self.plan), "void"), *few.helpers()]
 
     @property
     def _rows(self) -> str:
@@ -144,7 +139,7 @@ class Driver:
                 b = f.at(f.at("%b", f.mul(k, "%b_k")), f.mul(n, "%b_n"))
                 a = f.at("%a", f.mul(k, "%a_k"))
                 c = f.at("%c", f.mul(n, plan.how.unit_bytes))
-                last = f.compare("eq", f.add(k, depth), "%k", "last") if spec.finish else ""
+                last = f.compare("eq", f.add(k, depth), "%k", "last")
                 self._block_of_b(_Block(a, b, c, depth, width, zero, n, last))
 
     def _block_of_b(self, block: _Block) -> None:
@@ -183,9 +178,8 @@ class Driver:
             c = f.at(block.c, self._row_distance(i.index))
             with f.loop("0", block.width, plan.columns, hint="j") as j:
                 self._one_tile(block, a, a_row, c, j.index, rows)
-            if plan.spec.finish:
-                row = f.add(block.row, i.index)
-                call_finish(f, block.last, row, rows, block.column, block.width)
+            row = f.add(block.row, i.index)
+            call_finish(f, block.last, row, rows, block.column, block.width)
 
     def _row_distance(self, rows: str) -> str:
         """How far that many rows of C are from its first."""

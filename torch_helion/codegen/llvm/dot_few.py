@@ -32,7 +32,9 @@ ROWS_AT_ONCE = 8
 
 PREFETCH_BYTES = 512
 """How far ahead B is fetched along each of its rows where a single row of A meets it: the rows are
-many short streams, and the machine's own prefetching stops at every page."""
+many short streams, and the machine's own prefetching stops at every page. Where several rows of A
+meet it, the next tile's rows are fetched. Both to the second cache: in the first one, rows a power
+of two apart would drive out those in use."""
 
 
 class FewRows:
@@ -134,7 +136,7 @@ class FewRows:
             [self._along(f, self.a, row, k, part, mask) for part in range(parts)] for row in a_rows
         ]
         for j, row in enumerate(b_rows):
-            if self.plan.rows == 1 and mask is None:
+            if mask is None:
                 self._fetch(f, row, k, parts)
             for part in range(parts):
                 b = self._along(f, self.b, row, k, part, mask)
@@ -144,12 +146,15 @@ class FewRows:
         return totals
 
     def _fetch(self, f: FunctionText, row: str, k: str, parts: int) -> None:
-        """Ask for what a row of B holds further on, a line at a time."""
+        """Ask for what a row of B holds further on, or the row that many columns on, by lines."""
         size = self.plan.spec.b.itemsize
         here = f.at(row, f.mul(k, size))
+        if self.plan.rows > 1:
+            f.prefetch(f.at(here, f.mul("%b_n", self.plan.columns)), level=2)
+            return
         step = parts * self.how.lanes * self.how.group * size
         for line in range(0, step, 64):
-            f.prefetch(f.at(here, PREFETCH_BYTES + line))
+            f.prefetch(f.at(here, PREFETCH_BYTES + line), level=2)
 
     def _along(
         self, f: FunctionText, side: PackText, row: str, k: str, part: int, mask: str | None
@@ -218,6 +223,7 @@ class FewRows:
         with f.loop("0", whole, how.lanes, hint="j") as j:
             places = [f.at(row, f.mul(j.index, bytes)) for row in c]
             totals = [f.load(type, place, bytes) for place in places]
+            self._fetch_rows(rows, j.index)
             totals = self._scaled(rows, scale, j.index, None, totals)
             for place, total in zip(places, totals, strict=True):
                 f.store(type, total, place, bytes)
@@ -229,6 +235,16 @@ class FewRows:
             totals = self._scaled(rows, scale, whole, mask, totals)
             for place, total in zip(places, totals, strict=True):
                 masked_store(f, how.lane, how.lanes, total, place, mask, bytes)
+
+    def _fetch_rows(self, rows: list[str], j: str) -> None:
+        """The same columns of as many rows further on, or what the rows hold further on."""
+        f = self.f
+        if len(rows) == 1:
+            return
+        ahead = f.mul("%b_k", len(rows)) if self.plan.rows > 1 else str(PREFETCH_BYTES)
+        off = f.add(f.mul(j, self.plan.spec.b.itemsize), ahead)
+        for row in rows:
+            f.prefetch(f.at(row, off), level=2)
 
     def _scalar(self, row: str, k: str) -> str:
         return self.a.elements(self.f, self.f.at(row, self.f.mul(k, "%a_k")), 1)

@@ -47,9 +47,7 @@ class Product:
 
     @property
     def spec(self) -> DotSpec:
-        return DotSpec(
-            self.a, self.b, self.acc, *self.blocks, self.a_unit, self.b_unit, self.converts
-        )
+        return DotSpec(self.a, self.b, self.acc, *self.blocks, self.a_unit, self.b_unit)
 
     @property
     def converts(self) -> bool:
@@ -79,13 +77,14 @@ class _Phase:
 def module_text(product: Product, machine: Machine) -> str:
     """The kernel `product`: tensors A, B, C; ints as in `run`."""
     math = MathLibrary(16, machine)
-    dots = dot.DotLibrary(math, machine)
+    dots = dot.DotLibrary(machine)
     names = [str(d).removeprefix("torch.") for d in (product.a, product.b, product.out)]
     header = launcher.KernelHeader("product", tuple(names), len(_INTS), 1)
     parts = [header.text(), _phase(product, dots), _plan(product, machine)]
     if product.converts:
         parts.append(_finish(product, math))
-    return "\n".join([*parts, *dots.definitions(), *math.definitions()]) + "\n"
+    parts += [*dots.declarations(), *math.definitions()]
+    return "\n".join([*parts, *dots.parts()]) + "\n"
 
 
 def _arguments(f: FunctionText) -> dict[str, str]:

@@ -47,8 +47,11 @@ ELEMENTS = {
 """Packed elements that are the stored ones."""
 CHUNK = 256
 """Columns that are copied at a time: few streams are written, whole lines are read."""
-PREFETCH_ROWS = 2
-"""How far ahead rows are fetched: neighbouring rows lie on different pages."""
+PREFETCH_SQUARES = 2
+"""How many squares ahead transposed columns are fetched, to the second cache: each is read as short
+pieces of lines, too short for the machine to see what comes next."""
+PREFETCH_ROWS = 8
+"""How far ahead rows are fetched, to the second cache: neighbouring rows lie on different pages."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ class PackText:
         for t in range(group):
             k = f.add(f.mul(u, group), t)
             place, exists = f.at(here, f.mul(k, "%k_step")), mask
-            f.prefetch(f.at(place, f.mul("%k_step", PREFETCH_ROWS)))
+            f.prefetch(f.at(place, f.mul("%k_step", PREFETCH_ROWS)), level=2)
             if t and mask is not None:
                 exists = masked_where(f, mask, side.strip, f.compare("slt", k, "%k"))
             rows.append(self.elements(f, place, side.strip, exists))
@@ -253,6 +256,9 @@ class PackText:
         count = size * self.how.group
         type, raw = vector(self.how.unit, size), vector(self.how.element, count)
         off = f.mul(u, self.how.group * side.itemsize)
+        ahead = f.add(off, f.mul("%w_step", size * PREFETCH_SQUARES))
+        for row in rows:
+            f.prefetch(f.at(row, ahead), level=2)
         block = [self.elements(f, f.at(r, off), count, mask) for r in rows]
         if raw != type:
             block = [f.let(f"bitcast {raw} {x} to {type}") for x in block]

@@ -35,8 +35,6 @@ class DotSpec:
     """The axis of A whose stride is one: "k", "m", or "" for neither."""
     b_unit: str = "n"
     """The axis of B whose stride is one: "n", "k", or "" for neither."""
-    finish: bool = False
-    """Whether a function may be handed on that is called for parts of C that are complete."""
 
     @staticmethod
     def of(
@@ -52,11 +50,6 @@ class DotSpec:
         b_unit = "n" if b_strides[1] == "1" else "k" if b_strides[0] == "1" else ""
         m, n, k = (max(1, extent) for extent in maxima)
         return DotSpec(a, b, acc, m, n, k, a_unit, b_unit)
-
-    def __str__(self) -> str:
-        a, b, acc = (str(d).removeprefix("torch.") for d in (self.a, self.b, self.acc))
-        layout = f"stride one: A {self.a_unit or 'none'}, B {self.b_unit or 'none'}"
-        return f"{acc}[{self.m}, {self.n}] += {a} · {b} over k {self.k}, {layout}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,8 @@ def _integer_arithmetic(spec: DotSpec, machine: Machine, form: str) -> Arithmeti
 
 @dataclass(frozen=True)
 class DotPlan:
-    """A spec with everything chosen."""
+    """A spec with everything chosen. Its extents may be larger ones than were asked for, where the
+    code is the same: equal plans are one function."""
 
     spec: DotSpec
     how: Arithmetic
@@ -138,6 +132,12 @@ class DotPlan:
     kc: int
     nc: int
     mc: int
+
+    def __str__(self) -> str:
+        spec = self.spec
+        a, b, acc = (str(d).removeprefix("torch.") for d in (spec.a, spec.b, spec.acc))
+        layout = f"stride one: A {spec.a_unit or 'none'}, B {spec.b_unit or 'none'}"
+        return f"{acc} += {a} · {b}, {layout}, {self.form}, {self.rows} x {self.columns}"
 
     @property
     def vectors(self) -> int:
@@ -158,7 +158,7 @@ class DotPlan:
     @property
     def strip(self) -> bool:
         """Whether C's rows may be one row tile, used again for each: they are complete at once."""
-        return self.spec.finish and self.form in ("panels", "direct") and self.spec.k <= self.kc
+        return self.form in ("panels", "direct") and self.spec.k <= self.kc
 
     @property
     def height(self) -> int:
@@ -202,7 +202,7 @@ PANEL_BYTES = {512: 512 << 10, 256: 192 << 10, 128: 192 << 10}
 are 512-bit vectors, 256 KiB or more elsewhere)."""
 A_BYTES = 256 << 10
 """Of the packed block of A where A is packed whole."""
-INNER_ROWS = 48
+INNER_ROWS = 32
 """Up to this many rows, two operands that both run along k are multiplied without packing."""
 INNER_COLUMNS = 8
 """Or that many columns: a register tile would compute most of its lanes in vain."""
@@ -213,6 +213,9 @@ DIRECT_ROWS = 16
 INNER_UNITS = 1024
 """Units along k of a block in form "inner" with more than one row tile: B's rows stay in L1."""
 UNBLOCKED = 1 << 40
+MANY = 1 << 20
+MANY_ROWS, MANY_COLUMNS = 64, 128
+"""From here on, extents do not change the code of panels."""
 
 
 @lru_cache(maxsize=512)
@@ -222,8 +225,11 @@ def plan(spec: DotSpec, machine: Machine) -> DotPlan:
     if form in ("inner", "rows"):
         rows, columns = _inner_tile(spec, how) if form == "inner" else (spec.m, how.lanes)
         kc = INNER_UNITS * how.group if spec.m > rows else UNBLOCKED
+        if form == "inner":
+            spec = replace(spec, m=rows if spec.m <= rows else INNER_ROWS, n=MANY, k=MANY)
         return DotPlan(spec, how, form, rows, columns, "direct", kc, 0, 0)
     a_form = _a_form(spec, how)
+    spec = _likeness(spec, how, a_form)
     rows, vectors = _register_tile(spec, how, machine)
     columns = vectors * how.lanes
     kc = min(round_up(spec.k, how.group), KC_UNITS * how.group * 4 // how.unit_bytes)
@@ -234,6 +240,19 @@ def plan(spec: DotSpec, machine: Machine) -> DotPlan:
     if a_form == "panels":
         mc = min(mc, max(rows, A_BYTES // unit_row // rows * rows))
     return DotPlan(spec, how, form, rows, columns, a_form, kc, nc, mc)
+
+
+def _likeness(spec: DotSpec, how: Arithmetic, a_form: str) -> DotSpec:
+    """The largest product with the same code: kernels whose tiles only differ in size share it.
+
+    Where k is one block, scratch is only as large as this product needs it.
+    """
+    many_k = spec.k > KC_UNITS * how.group * 4 // how.unit_bytes
+    if spec.m >= MANY_ROWS and (many_k or a_form != "panels"):
+        spec = replace(spec, m=MANY)
+    if many_k and spec.n >= MANY_COLUMNS and spec.n % 64 == 0:
+        spec = replace(spec, n=MANY)
+    return replace(spec, k=MANY) if many_k else spec
 
 
 def form_of(spec: DotSpec, machine: Machine) -> str:

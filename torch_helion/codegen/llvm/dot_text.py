@@ -134,8 +134,10 @@ class FunctionText:
     def store(self, type: str, value: str, pointer: str, align: int) -> None:
         self.line(f"store {type} {value}, ptr {pointer}, align {align}")
 
-    def prefetch(self, pointer: str, write: bool = False) -> None:
-        self.line(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 {int(write)}, i32 3, i32 1)")
+    def prefetch(self, pointer: str, write: bool = False, level: int = 1) -> None:
+        """Ask for a line; ``level``: the nearest cache that it should come to."""
+        where = f"i32 {int(write)}, i32 {4 - level}, i32 1"
+        self.line(f"call void @llvm.prefetch.p0(ptr {pointer}, {where})")
 
     def copy_bytes(self, to: str, source: str, bytes: str) -> None:
         self.line(

@@ -16,8 +16,9 @@ from torch_helion.codegen.llvm.dot_plan import Arithmetic, DotPlan
 from torch_helion.codegen.llvm.dot_text import FunctionText, lanes_below, masked_where, vector
 from torch_helion.codegen.llvm.vector_math import MathLibrary
 
-PREFETCH_ROWS = 8
-"""How far ahead rows of B in place are fetched: neighbouring rows lie on different pages."""
+PREFETCH_ROWS = 32
+"""How far ahead rows of B in place are fetched, to the second cache: neighbouring rows lie on
+different pages."""
 
 
 def multiply_add(f: FunctionText, how: Arithmetic, acc: str, a: str, b: str) -> str:
@@ -120,7 +121,17 @@ def _steps(f: FunctionText, plan: DotPlan, math: MathLibrary, first: list[str]) 
             a = f.splat(scalar, how.unit, how.lanes, "a")
             for v in range(vectors):
                 at.next.append(multiply_add(f, how, at.values[i * vectors + v], a, b[v]))
+        if plan.a_form == "direct":
+            _fetch_ahead(f, plan, at.index)
     return at.values
+
+
+def _fetch_ahead(f: FunctionText, plan: DotPlan, unit: str) -> None:
+    """Fetch a line of A's next row tile: of one row in each step, of all rows within a line."""
+    line = 64 // plan.how.unit_bytes
+    row = f.min(f.let(f"and i64 {unit}, {line - 1}"), plan.rows - 1)
+    tile = f.at("%a", f.mul(f.add(row, plan.rows), "%a_row"))
+    f.prefetch(f.at(tile, f.mul(f.round_down(unit, line), plan.how.unit_bytes)))
 
 
 def _packed_row(f: FunctionText, plan: DotPlan, unit: str) -> list[str]:
@@ -155,7 +166,7 @@ class _BInPlace:
             line = f.at("%b", f.mul(k, "%b_row"), "b")
             ahead = f.at(line, f.mul("%b_row", PREFETCH_ROWS))
             for offset in range(0, self.plan.columns * size, 64):
-                f.prefetch(f.at(ahead, offset))
+                f.prefetch(f.at(ahead, offset), level=2)
             exists = f.compare("slt", k, "%depth") if t else ""
             for v, mask in enumerate(self.masks):
                 if exists:

@@ -4,6 +4,10 @@ In: the text of an LLVM module and a ``Machine``.  Out: a relocatable object (by
 artifact cache keeps), assembly text for reading, or the addresses of a loaded object's functions.
 Used by the llvm target's build step and by its tests; knows nothing of tiles or tensors.
 
+A text may end in parts (`part_text`): functions that other kernels call, too. Each is compiled as
+a module of its own, once, and kept in this process and in the artifact cache; the kernel's object
+then is a bundle of objects.
+
 Everything runs under one lock.  llvmlite holds a lock of its own, so two threads would compile no
 faster, and holding ours across ``fork`` leaves a child with an LLVM that no other thread was in.
 Nothing here sets a fast-math option: the text alone says what may be contracted.
@@ -13,7 +17,9 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import hashlib
 import itertools
+import json
 import os
 import sys
 import threading
@@ -25,6 +31,8 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 from llvmlite.binding import ffi
+
+from torch_helion.runtime import artifact_cache
 
 _LOCK = threading.RLock()
 _LLVMLITE_LOCK = getattr(ffi.lib, "_lock", None)  # private there; see _before_fork
@@ -149,41 +157,101 @@ def machine_key(machine: Machine) -> str:
     )
 
 
+# -- parts ---------------------------------------------------------------------------------------
+
+_PART = "; torch_helion part "
+_BUNDLE = b"torch_helion objects "
+
+
+def part_text(symbol: str, definitions: Sequence[str]) -> str:
+    """Text of a part, to stand after a module's: it defines `symbol`, which the module declares.
+
+    What it calls it defines itself, with internal linkage: no other part or module sees it.
+    """
+    return "\n".join([f"{_PART}{symbol}", *definitions]) + "\n"
+
+
+def split_parts(text: str) -> tuple[str, ...]:
+    """The module's own text, then those of its parts."""
+    first, *parts = text.split(f"\n{_PART}")
+    return first, *(f"{_PART}{part}" for part in parts)
+
+
+def _bundle(objects: Sequence[bytes]) -> bytes:
+    """One object as it is; several one after the other, after a line that says how long each is."""
+    if len(objects) == 1:
+        return objects[0]
+    return _BUNDLE + json.dumps([len(o) for o in objects]).encode() + b"\n" + b"".join(objects)
+
+
+def _unbundle(data: bytes) -> list[bytes]:
+    if not data.startswith(_BUNDLE):
+        return [data]
+    head, _, rest = data.partition(b"\n")
+    objects, at = [], 0
+    for length in json.loads(head[len(_BUNDLE) :]):
+        objects.append(rest[at : at + length])
+        at += length
+    return objects
+
+
 # -- text to object ------------------------------------------------------------------------------
 
 
 def compile_object(text: str, machine: Machine) -> bytes:
     """The relocatable object of an LLVM module's text, optimised for ``machine``."""
     with _LOCK:
-        module, target_machine = _optimized_module(text, machine)
-        try:
-            return target_machine.emit_object(module)
-        except RuntimeError as error:
-            raise CodegenError(str(error)) from error
-        finally:
-            module.close()
+        own, *parts = split_parts(text)
+        return _bundle([_object(own, machine), *(_part_object(part, machine) for part in parts)])
+
+
+def _object(text: str, machine: Machine) -> bytes:
+    module, target_machine = _optimized_module(text, machine)
+    try:
+        data: bytes = target_machine.emit_object(module)
+        return data
+    except RuntimeError as error:
+        raise CodegenError(str(error)) from error
+    finally:
+        module.close()
+
+
+@lru_cache(maxsize=128)
+def _part_object(text: str, machine: Machine) -> bytes:
+    key = hashlib.sha256(f"{machine_key(machine)}\n{text}".encode()).hexdigest()
+    found = artifact_cache.get("part", key)
+    if found is None:
+        found = _object(text, machine)
+        artifact_cache.put("part", key, found)
+    return found
 
 
 def emit_assembly(text: str, machine: Machine) -> str:
     """The assembly of an LLVM module's text, optimised for ``machine``: for people and tests."""
     with _LOCK:
-        module, target_machine = _optimized_module(text, machine)
-        try:
-            return target_machine.emit_assembly(module)
-        except RuntimeError as error:
-            raise CodegenError(str(error)) from error
-        finally:
-            module.close()
+        return "\n".join(_assembly(part, machine) for part in split_parts(text))
+
+
+def _assembly(text: str, machine: Machine) -> str:
+    module, target_machine = _optimized_module(text, machine)
+    try:
+        assembly: str = target_machine.emit_assembly(module)
+        return assembly
+    except RuntimeError as error:
+        raise CodegenError(str(error)) from error
+    finally:
+        module.close()
 
 
 def optimize_text(text: str, machine: Machine) -> str:
     """The module's text after LLVM's passes: what a person reads when assembly is too low."""
     with _LOCK:
-        module, _ = _optimized_module(text, machine)
-        try:
-            return str(module)
-        finally:
+        found = []
+        for part in split_parts(text):
+            module, _ = _optimized_module(part, machine)
+            found.append(str(module))
             module.close()
+        return "\n".join(found)
 
 
 def _optimized_module(text: str, machine: Machine) -> tuple[Any, Any]:
@@ -197,6 +265,14 @@ def _optimized_module(text: str, machine: Machine) -> tuple[Any, Any]:
         module.verify()
     except RuntimeError as error:
         raise CodegenError(str(error)) from error
+    if text.startswith(_PART):
+        _optimize_part(module, target_machine)
+    else:
+        _optimize(module, target_machine)
+    return module, target_machine
+
+
+def _optimize(module: Any, target_machine: Any) -> None:
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     # Vectors, tiles and unrolled stores are explicit in the text.
     options.loop_vectorization = False
@@ -205,7 +281,16 @@ def _optimized_module(text: str, machine: Machine) -> tuple[Any, Any]:
     options.loop_interleaving = False
     builder = llvm.create_pass_builder(target_machine, options)
     builder.getModulePassManager().run(module, builder)
-    return module, target_machine
+
+
+def _optimize_part(module: Any, target_machine: Any) -> None:
+    """Little: what a part's loops do is explicit, and all of level 2 takes 15 times as long."""
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_always_inliner_pass()
+    passes.add_simplify_cfg_pass()
+    passes.add_instruction_combine_pass()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    passes.run(module, llvm.create_pass_builder(target_machine, options))
 
 
 @lru_cache(maxsize=16)
@@ -256,7 +341,10 @@ def load_object(obj: bytes, symbols: Sequence[str]) -> LoadedObject:
     Two objects may define the same names.  What an object needs from outside (``memset``,
     ``fmodf``) comes from the C libraries of this process.
     """
-    builder = llvm.JITLibraryBuilder().add_object_img(obj).add_current_process()
+    builder = llvm.JITLibraryBuilder()
+    for one in _unbundle(obj):
+        builder.add_object_img(one)
+    builder.add_current_process()
     for symbol in symbols:
         builder.export_symbol(symbol)
     for name, address in _c_library().items():

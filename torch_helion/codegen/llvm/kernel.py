@@ -81,7 +81,7 @@ def print_kernel(kernel: Kernel, config: Config, machine: Machine) -> str:
     choices = read_config(kernel, config, machine)
     math = MathLibrary(choices.width, machine)
     declares: set[str] = set()
-    dots = DotLibrary(math, machine)
+    dots = DotLibrary(machine)
     shared = Settings(
         kernel, choices.blocks, choices.width, choices.unroll, math, dots, machine, declares, {},
         choices.options, lambda names, sizes: _arguments(kernel, choices, names, sizes),
@@ -114,12 +114,12 @@ def print_kernel(kernel: Kernel, config: Config, machine: Machine) -> str:
         *functions,
         *plan_function,
         *shared.globals.values(),
-        *dots.definitions(),
+        *dots.declarations(),
         *math.definitions(),
         *sorted(declares),
         "!0 = !{i32 1}",
     ]
-    return "\n".join(_unique_declares(parts)) + "\n"
+    return "\n".join([*_unique_declares(parts), *dots.parts()]) + "\n"
 
 
 def _structured(

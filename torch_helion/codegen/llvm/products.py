@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -161,7 +161,6 @@ def _product(program: Program, frame: Frame, op: Op, out: Array, zero: str) -> N
             done = finish.finish(program, frame, sweep, op.result, out, (m_axis, n_axis))
     if done is not None:
         del program.finishes[op]
-        spec = replace(spec, finish=True)
     scratch = program.static(frame, scratch_bytes(spec, program.machine), "packed")
     em = program.emitter(frame)
     batch = [

@@ -51,6 +51,8 @@ WAYS = 8
 """Of L1."""
 SPLITS, SPLIT_K = 8, 512
 """Parts of a k that the grid is over, and the least elements of one."""
+PARTS_A_THREAD = 2
+"""Parts of a k that a loop in each step runs over: each adds a whole tile to the result."""
 UNKNOWN = 4096
 
 
@@ -193,16 +195,25 @@ def _product(facts: _Facts, op: Op) -> None:
     m, n = (_last(facts, names) for names in (rows, columns))
     sizes = [max(1, facts.extent(x)) if x else 1 for x in (m, n, k)]
     computed = not all(_is_load(facts, v) for v in op.operands[:2])
+    left, split = op.operands[0], _split(facts, k)
     found = default_blocks(
         sizes[0],
         sizes[1],
         sizes[2],
         op.operands[0].type.dtype,
         facts.machine,
+        a_unit="m" if _is_load(facts, left) and _unit(facts, left, k) != "k" else "k",
         b_unit=_unit(facts, op.operands[1], k),
         computed=computed,
+        threads=1 if split else None,  # they share the parts of k
         results=_alike(facts, op),
+        batch=math.prod(max(1, facts.extent(x)) for x in facts.grid if x in a and x in b),
     )
+    if split is not None:
+        tiles = math.prod(-(-size // block) for size, block in zip(sizes[:2], found, strict=False))
+        parts = max(1, PARTS_A_THREAD * _hardware.cores() // tiles)
+        part = -(-facts.extent(split) // parts)
+        facts.choose(split, max(SPLIT_K, 1 << (part - 1).bit_length()))
     for name, size in zip((m, n, k), found, strict=True):
         if name in facts.grid and name == k:
             facts.choose(name, max(SPLIT_K, size // SPLITS))
@@ -210,6 +221,14 @@ def _product(facts: _Facts, op: Op) -> None:
             facts.choose(name, size)
     for name in (*rows, *columns):
         facts.choose(name, 1)
+
+
+def _split(facts: _Facts, k: str) -> str | None:
+    """The axis of the grid over whose tile a loop over k runs."""
+    size = facts.axes[k].size
+    begins = {begin_symbol(facts.axes[n]): n for n in facts.grid}
+    found = [begins[s] for s in getattr(size, "free_symbols", ()) if s in begins]
+    return found[0] if len(found) == 1 and found[0] in _divided(facts) else None
 
 
 def _alike(facts: _Facts, op: Op) -> int:
