@@ -147,9 +147,7 @@ def compile_hosted(
 _KEPT_WHOLE = (aten.binary_cross_entropy.default, aten.binary_cross_entropy_backward.default)
 
 # ATen rounds these once, at their end; their rules in Inductor's table round after every step.
-_ROUNDED_ONCE = (
-    *(aten.lerp.Scalar, aten.lerp.Tensor, aten.addcmul.default, aten.addcdiv.default),
-)
+_ROUNDED_ONCE = (*(aten.lerp.Scalar, aten.lerp.Tensor, aten.addcmul.default, aten.addcdiv.default),)
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

@@ -15,6 +15,7 @@ from test.codegen.llvm import kernels
 from test.guarded import guarded
 from torch_helion import compiler
 from torch_helion.codegen.llvm.schedule import plan_phase
+from torch_helion.config import Config
 from torch_helion.ir.graph import Kernel
 
 SHAPES = [(1, 1), (2, 15), (3, 16), (5, 17), (7, 64), (4, 100), (33, 130), (2, 1000), (300, 3)]
@@ -333,3 +334,18 @@ def test_rounding_to_bfloat16_is_that_of_pytorch(dtype: torch.dtype, factor: flo
     number = ~want.isnan()
     assert torch.equal(got.isnan(), want.isnan())
     assert torch.equal(got[number].view(torch.int16), want[number].view(torch.int16))
+
+
+@pytest.mark.parametrize("columns", [48, 50, 64, 1000, 1008])
+def test_streaming_stores_where_rows_turn_out_to_be_aligned(columns: int) -> None:
+    """The length of a row is an argument: whether its rows are aligned is seen when it runs."""
+    kernel = kernels.asserted_positive()
+    hints = dict(zip(kernel.sizes, (5, columns), strict=True))
+    config = Config(block_sizes=[1, 512], streaming_stores=["out"])
+    compiled = compiler.compile_kernel(kernel, hints, config)
+    assert "!nontemporal" in compiled
+    x = torch.rand(5, columns) + 0.1
+    for place in (0, 1):
+        got = torch.empty(5 * columns + 64)[place : place + 5 * columns].view(5, columns)
+        compiler.load_kernel(compiled)(x, got, 5, columns)
+        close(got, x * 2)
