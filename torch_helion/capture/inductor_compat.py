@@ -174,6 +174,9 @@ def compile_hosted(
 # Decomposed, these lose a check of their arguments that the program relies on.
 _KEPT_WHOLE = (aten.binary_cross_entropy.default, aten.binary_cross_entropy_backward.default)
 
+# ATen rounds these once, at their end; their rules in Inductor's table round after every step.
+_ROUNDED_ONCE = (*(aten.lerp.Scalar, aten.lerp.Tensor, aten.addcmul.default, aten.addcdiv.default),)
+
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Inductor's table without what must stay whole.
@@ -182,7 +185,22 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     both of which the key of our pass and the options themselves bring into it.
     """
     table = _internal(".decomposition:select_decomp_table")()
-    return {op: rule for op, rule in table.items() if op not in _KEPT_WHOLE}
+    kept = {op: rule for op, rule in table.items() if op not in _KEPT_WHOLE}
+    return {op: _rounded_once(rule) if op in _ROUNDED_ONCE else rule for op, rule in kept.items()}
+
+
+def _rounded_once(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule, in float32 between where all tensors are of one half type."""
+
+    @functools.wraps(rule)
+    def rounded_once(*args: Any, **kwargs: Any) -> Any:
+        dtypes = {a.dtype for a in args if isinstance(a, torch.Tensor)}
+        if len(dtypes) != 1 or not dtypes <= {torch.bfloat16, torch.float16}:
+            return rule(*args, **kwargs)
+        wide = (a.float() if isinstance(a, torch.Tensor) else a for a in args)
+        return rule(*wide, **kwargs).to(dtypes.pop())
+
+    return rounded_once
 
 
 def compile_inner(gm: GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:

@@ -217,6 +217,20 @@ def divide(fn: str, dtype: torch.dtype) -> Kernel:
     return b.build()
 
 
+def round_to_bfloat16(dtype: torch.dtype, factor: float | None) -> Kernel:
+    """x (times a factor) as bfloat16."""
+    b = Builder("round_to_bfloat16")
+    n = b.size("n")
+    x, out = buffer(b, "x", (n,), dtype), buffer(b, "out", (n,), torch.bfloat16, "out")
+    an = b.axis("n", n)
+    with b.grid(an):
+        value = b.cast(b.load(x, [at(an)]), F32)
+        if factor is not None:
+            value = b.pointwise("mul", value, b.const(factor, F32))
+        b.store(out, [at(an)], b.cast(value, torch.bfloat16))
+    return b.build()
+
+
 def asserted_positive() -> Kernel:
     """2 * x where every x is positive, else an error."""
     b = Builder("asserted_positive")

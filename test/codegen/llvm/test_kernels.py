@@ -15,6 +15,7 @@ from test.codegen.llvm import kernels
 from test.guarded import guarded
 from torch_helion import compiler
 from torch_helion.codegen.llvm.schedule import plan_phase
+from torch_helion.config import Config
 from torch_helion.ir.graph import Kernel
 
 SHAPES = [(1, 1), (2, 15), (3, 16), (5, 17), (7, 64), (4, 100), (33, 130), (2, 1000), (300, 3)]
@@ -310,3 +311,41 @@ def test_assertions(shape: tuple[int, int]) -> None:
     x[-1, -1] = -1.0
     with pytest.raises(IndexError):
         run(kernel, [x], torch.empty(shape), shape)
+
+
+def _numbers(dtype: torch.dtype) -> torch.Tensor:
+    """Every number of a 16-bit type; of float32 every exponent, ties, and what is next to ties."""
+    if dtype.itemsize == 2:
+        return torch.arange(2**16).to(torch.int16).view(dtype)
+    bits = torch.arange(0, 2**32, 65537) - 2**31
+    ties = (torch.arange(2**16) << 16) + 0x8000 - 2**31
+    bits = torch.cat([bits, ties - 1, ties, ties + 1, torch.randint(-(2**31), 2**31, (9999,))])
+    return bits.to(torch.int32).view(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [None, 1.0, 1.0 + 2.0**-9, 1e-38, 1e30, math.nan])
+def test_rounding_to_bfloat16_is_that_of_pytorch(dtype: torch.dtype, factor: float | None) -> None:
+    """Subnormal numbers, ties, inf, and NaN of any payload: in pairs of vectors and in the rest."""
+    x = _numbers(dtype)
+    kernel = kernels.round_to_bfloat16(dtype, factor)
+    (got,) = run(kernel, [x], torch.empty(x.shape, dtype=torch.bfloat16), [len(x)])
+    want = (x.float() if factor is None else x.float() * factor).to(torch.bfloat16)
+    number = ~want.isnan()
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got[number].view(torch.int16), want[number].view(torch.int16))
+
+
+@pytest.mark.parametrize("columns", [48, 50, 64, 1000, 1008])
+def test_streaming_stores_where_rows_turn_out_to_be_aligned(columns: int) -> None:
+    """The length of a row is an argument: whether its rows are aligned is seen when it runs."""
+    kernel = kernels.asserted_positive()
+    hints = dict(zip(kernel.sizes, (5, columns), strict=True))
+    config = Config(block_sizes=[1, 512], streaming_stores=["out"])
+    compiled = compiler.compile_kernel(kernel, hints, config)
+    assert "!nontemporal" in compiled
+    x = torch.rand(5, columns) + 0.1
+    for place in (0, 1):
+        got = torch.empty(5 * columns + 64)[place : place + 5 * columns].view(5, columns)
+        compiler.load_kernel(compiled)(x, got, 5, columns)
+        close(got, x * 2)

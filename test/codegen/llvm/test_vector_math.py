@@ -32,6 +32,7 @@ DTYPES = {
     "f32": torch.float32,
     "f64": torch.float64,
     "i64": torch.int64,
+    "i32": torch.int32,
     "i16": torch.int16,
     "i8": torch.int8,
 }
@@ -421,6 +422,22 @@ def test_floor_division_as_pytorch(dtype: str):
     assert equal(run("floordiv", x, y, dtype=dtype), torch.div(x, y, rounding_mode="floor"))
 
 
+@each_machine
+@pytest.mark.parametrize("width", [1, 16])
+def test_short_functions_are_good_to_13_bits(width: int, machine: Machine):
+    halves = patterns(torch.bfloat16).view(torch.bfloat16).float()
+    x = torch.cat([halves, torch.linspace(-6, 6, 100_001)])
+    for name, exact, low in (
+        ("one_plus_erf_short", lambda x: torch.special.erfc(-x), -4.0),
+        ("sigmoid_short", torch.sigmoid, -86.0),
+    ):
+        got, wanted = run(name, x, width=width, machine=machine).double(), exact(x.double())
+        inside = x > low
+        assert ((got - wanted).abs() <= 2.0**-13 * wanted)[inside].all()
+        assert (got[x < low] <= 1e-37).all() and (got[x < low] >= 0).all()
+        assert torch.equal(got.isnan(), x.isnan())
+
+
 # -- conversions ---------------------------------------------------------------------------------
 
 FORMATS = {
@@ -469,9 +486,25 @@ def converted_points(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return x, x.to(dtype).float()
 
 
-def test_bf16_nan_is_quiet():
-    bits = torch.tensor([0x7F800001, 0x7FC00000, -1], dtype=torch.int32).view(torch.float32)
-    assert {v & 0xFFFF for v in run("f32_to_bf16", bits).tolist()} == {0x7FC0}
+@each_machine
+@pytest.mark.parametrize("width", [1, 16])
+def test_bf16_nan_is_quiet(width: int, machine: Machine):
+    bits = torch.tensor([0x7F800001, 0x7FC00000, 0x7FFFFFFF, -1, -0x7FFFFF], dtype=torch.int32)
+    got = run("f32_to_bf16", bits.view(torch.float32), width=width, machine=machine)
+    assert {v & 0x7FC0 for v in got.tolist()} == {0x7FC0}
+    rounded = run("round_to_bf16", bits.view(torch.float32), width=width, machine=machine)
+    assert rounded.isnan().all()
+
+
+@each_machine
+@pytest.mark.parametrize("width", [1, 16])
+def test_bf16_of_numbers_whose_nans_are_plain(width: int, machine: Machine):
+    x, wanted = converted_points(torch.bfloat16)
+    every = patterns(torch.bfloat16).view(torch.bfloat16).float()
+    number = ~x.isnan()
+    x, wanted = torch.cat([x[number], every]), torch.cat([wanted[number], every])
+    got = run("f32_to_bf16_plain", x, width=width, machine=machine).view(torch.bfloat16)
+    assert equal(got.float(), wanted)
 
 
 def test_half_needs_no_library():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torch_helion import exc
-from torch_helion.codegen.llvm import memory
+from torch_helion.codegen.llvm import bfloat, memory
 from torch_helion.codegen.llvm.registers import Reg, Scope
 from torch_helion.codegen.llvm.text import is_bits_only, is_signed, literal, register_type, splat
 from torch_helion.ir.graph import Op, Value
@@ -41,7 +41,11 @@ def produce(em: PhaseEmitter, op: Op, scope: Scope) -> Reg:
     if op.kind == "reduce":
         return _single_element(em, op)
     if op.kind == "cast":
+        if dtype is torch.bfloat16 and op.operands[0].type.dtype is torch.float32:
+            return bfloat.round_value(em, op.operands[0])
         return cast(em, em.get(op.operands[0]), dtype, scope)
+    if op in em.short:
+        return _short(em, op)
     operands = [em.get(o) for o in op.operands]
     vector = any(r.vector for r in operands)
     width = em.piece.width if vector and em.piece else 1
@@ -76,6 +80,15 @@ def _pointwise(em: PhaseEmitter, op: Op, width: int, operands: tuple[str, ...]) 
     if is_bits_only(dtype) and fn != "where":
         raise exc.CodegenError(f"llvm: {fn} of {dtype}: half types are computed in float32")
     return POINTWISE_ROWS[fn](em, dtype, width, *operands)
+
+
+def _short(em: PhaseEmitter, op: Op) -> Reg:
+    """An operation by the short function that `precision.py` found for it."""
+    function, operand = em.short[op]
+    reg = em.get(operand)
+    width = em.piece.width if reg.vector and em.piece else 1
+    names = tuple(em.call_math(function, reg.dtype, width, name) for name in reg.names)
+    return Reg(names, torch.float32, reg.vector)
 
 
 def check(em: PhaseEmitter, op: Op, scope: Scope) -> None:

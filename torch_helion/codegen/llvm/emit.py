@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import torch
 
 from torch_helion import exc
-from torch_helion.codegen.llvm import columns, compute, memory, reductions
+from torch_helion.codegen.llvm import columns, compute, memory, precision, reductions
 from torch_helion.codegen.llvm.engine import Machine
 from torch_helion.codegen.llvm.registers import Piece, Reg, Scope
 from torch_helion.codegen.llvm.schedule import Loop, LoopAxis, Node, PhasePlan, Sink
@@ -72,6 +72,11 @@ class PhaseEmitter:
             Op, reductions.Accumulator | reductions.ArgAccumulator | columns.Strip
         ] = {}
         self.layout = memory.ScratchLayout(self)
+        self.short = self.find_short()
+
+    def find_short(self) -> dict[Op, tuple[str, Value]]:
+        """Operations for which a less precise function is enough."""
+        return precision.short_functions(self.plan)
 
     # -- lines
     # --------------------------------------------------------------------------------------

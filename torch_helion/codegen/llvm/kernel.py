@@ -95,7 +95,8 @@ def print_kernel(kernel: Kernel, config: Config, machine: Machine) -> str:
             measures.append(measure)
             continue
         plan = plan_phase(phase, {b.name: b for b in kernel.buffers}, choices.blocks)
-        streaming = frozenset(b for b in choices.streaming if _can_stream(kernel, plan, b))
+        distances = {b: _stream_distances(kernel, plan, b) for b in choices.streaming}
+        streaming = frozenset(b for b, found in distances.items() if found is not None)
         name = f"{kernel.name}_phase{number}"
         if streaming:
             functions += _phase(
@@ -104,7 +105,8 @@ def print_kernel(kernel: Kernel, config: Config, machine: Machine) -> str:
             functions += _phase(
                 kernel, plan, choices, math, machine, f"{name}_plain", frozenset(), declares
             )
-            functions += _dispatch(kernel, name, streaming)
+            checked = [d for found in distances.values() for d in found or ()]
+            functions += _dispatch(kernel, choices, name, streaming, checked)
         else:
             functions += _phase(kernel, plan, choices, math, machine, name, frozenset(), declares)
         measures.append(plan)
@@ -138,7 +140,7 @@ def _structured(
     return [
         *_function(f"{name}_stream", measure.text(), lines, streaming),
         *_function(f"{name}_plain", comment, plain, frozenset()),
-        *_dispatch(kernel, name, streaming),
+        *_dispatch(kernel, choices, name, streaming, ()),
     ], measure
 
 
@@ -317,23 +319,38 @@ def _emitter(
 # -- streaming ------------------------------------------------------------------------------------
 
 
-def _can_stream(kernel: Kernel, plan: PhasePlan, name: str) -> bool:
-    """Whether every vector store to the buffer is aligned to a vector when its base is."""
+def _stream_distances(kernel: Kernel, plan: PhasePlan, name: str) -> list[Size] | None:
+    """Distances in bytes that must be multiples of a vector, as its base must be, for every vector
+    store to the buffer to be aligned: those that sizes do not show to be. None: one is not.
+    """
     buffer = kernel.buffer(name)
     stores = [s for s in plan.weight if s.kind == "store" and s.attrs["buffer"] == name]
+    distances: list[Size] = []
     for op in stores:
         terms, constant = linear_terms(buffer, op.attrs["index"])
         if op.attrs["masked"] or terms.pop(plan.vector or "", 0) != 1:
-            return False
+            return None
         for step in (*terms.values(), constant):
-            if sympy.sympify(step) * buffer.dtype.itemsize % 64 != 0:
-                return False
-    return bool(stores)
+            distance = sympy.sympify(step) * buffer.dtype.itemsize
+            rest = distance % 64
+            if rest.is_number and rest != 0:
+                return None
+            if rest != 0 and distance not in distances:
+                distances.append(distance)
+    return distances if stores else None
 
 
-def _dispatch(kernel: Kernel, name: str, streaming: frozenset[str]) -> list[str]:
-    """Streaming stores fault on unaligned addresses: choose by the base pointers."""
-    lines = []
+def _dispatch(
+    kernel: Kernel,
+    choices: Choices,
+    name: str,
+    streaming: frozenset[str],
+    distances: Iterable[Size],
+) -> list[str]:
+    """Streaming stores fault on unaligned addresses: choose by the base pointers and distances."""
+    names = Names({n: 1 for n in ("args", "begin", "end", "scratch", "workspace", "low")})
+    lines: list[str] = []
+    sizes = SizeEmitter(names, lines, _symbols(kernel, choices, names, lines))
     total = "0"
     for number, buffer in enumerate(kernel.arguments):
         if buffer.name in streaming:
@@ -343,6 +360,8 @@ def _dispatch(kernel: Kernel, name: str, streaming: frozenset[str]) -> list[str]
                 f"  %o{number} = or i64 {total}, %p{number}",
             ]
             total = f"%o{number}"
+    for distance in distances:
+        total = sizes.op(f"or i64 {total}, {sizes(distance)}", "low")
     arguments = "ptr %args, i64 %begin, i64 %end, ptr %scratch, ptr %workspace"
     return [
         f"define i64 @{name}({arguments}) nounwind {{",

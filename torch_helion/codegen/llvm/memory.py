@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torch_helion.codegen.llvm import prefetch
+from torch_helion.codegen.llvm import bfloat, prefetch
 from torch_helion.codegen.llvm.registers import Reg, Scope
 from torch_helion.codegen.llvm.schedule import LoopAxis, PhasePlan, accumulator_dtype
 from torch_helion.codegen.llvm.text import literal, register_type, splat, storage_type
@@ -408,8 +408,8 @@ def store(em: PhaseEmitter, op: Op, scope: Scope) -> None:
     """Write a value. Streaming stores go past the caches (large buffers, not read soon)."""
     buffer = em.buffers[op.attrs["buffer"]]
     gathered, mask = _split_operands(op, op.operands[1:])
-    value = em.get(op.operands[0])
     if not em.in_vector_scope(scope) or em.piece is None:
+        value = em.get(op.operands[0])
         guard = em.get(mask).names[0] if mask is not None else None
         pointer = address(em, op, gathered, scope, [guard]).pointer
         _guarded_store(em, buffer.dtype, value.names[0], pointer, guard)
@@ -417,6 +417,12 @@ def store(em: PhaseEmitter, op: Op, scope: Scope) -> None:
     masks = em.widen(em.get(mask), scope) if mask is not None else None
     guards = [_lane_mask(em, masks, u) for u in range(em.piece.count)]
     where = address(em, op, gathered, scope, guards)
+    if where.contiguous and bfloat.can_pair(em, op, guards):
+        for number, name in enumerate(bfloat.pairs(em, op.operands[0])):
+            pointer = _element_pointer(em, "i16", where, 2 * number)
+            _whole_store(em, buffer, "<32 x i16>", name, pointer)
+        return
+    value = em.get(op.operands[0])
     for u, (name, guard) in enumerate(zip(em.widen(value, scope), guards, strict=True)):
         _vector_store(em, buffer, where, u, name, guard)
 
@@ -446,10 +452,7 @@ def _vector_store(
     if where.contiguous:
         pointer = _element_pointer(em, element, where, u)
         if mask is None:
-            stream = buffer.name in em.streaming
-            tail = ", !nontemporal !0" if stream else ""
-            align = width * dtype.itemsize if stream else dtype.itemsize
-            em.line(f"store {type} {name}, ptr {pointer}, align {align}{tail}")
+            _whole_store(em, buffer, type, name, pointer)
         else:
             em.call(
                 "void",
@@ -461,6 +464,15 @@ def _vector_store(
             )
         return
     _scatter_lanes(em, dtype, name, _lane_pointers(em, element, where, u), mask)
+
+
+def _whole_store(em: PhaseEmitter, buffer: Buffer, type: str, name: str, pointer: str) -> None:
+    """All lanes of a vector; past the caches where the buffer is streamed (aligned then)."""
+    lanes, itemsize = int(type[1:].split()[0]), buffer.dtype.itemsize
+    stream = buffer.name in em.streaming
+    tail = ", !nontemporal !0" if stream else ""
+    align = lanes * itemsize if stream else itemsize
+    em.line(f"store {type} {name}, ptr {pointer}, align {align}{tail}")
 
 
 def _gather_lanes(

@@ -137,6 +137,10 @@ class SweepEmitter(PhaseEmitter):
         self._written: dict[Value, dict[str, tuple[Loop | None, Scope | None]]] = {}
         self._nest: dict[str, Loop] = {}
 
+    def find_short(self) -> dict[Op, tuple[str, Value]]:
+        """None: a plan of one sweep does not show every use of a value."""
+        return {}
+
     def run(self) -> None:
         self.layout.place_own(self.homes)
         self.nodes(self.plan.nodes)

@@ -74,6 +74,17 @@ def _random_rows(word: int) -> list[MathFunction]:
     ]
 
 
+def _rows_of_bf16() -> list[MathFunction]:
+    """Rounding to bfloat16, for any number and (``_plain``) where NaNs need no care."""
+    rows = []
+    for end, plain in (("", False), ("_plain", True)):
+        above = partial(arithmetic.bf16_above, plain=plain)
+        narrow = partial(arithmetic.f32_to_bf16, plain=plain)
+        rows.append(MathFunction(f"bf16_above{end}", above, ("f32",), "i32"))
+        rows.append(MathFunction(f"f32_to_bf16{end}", narrow, ("f32",), "i16"))
+    return rows
+
+
 FUNCTIONS: dict[str, MathFunction] = {
     row.name: row
     for row in (
@@ -86,7 +97,9 @@ FUNCTIONS: dict[str, MathFunction] = {
         *_rows(special, "erfinv lgamma digamma i0 i0e i1 i1e", inline=False),
         *_rows(arithmetic, "rsqrt"),
         *_rows(arithmetic, "hypot fmod remainder floordiv nextafter", 2),
-        MathFunction("f32_to_bf16", arithmetic.f32_to_bf16, ("f32",), "i16"),
+        *_rows_of_bf16(),
+        MathFunction("sigmoid_short", exponential.sigmoid_short, ("f32",), "f32"),
+        MathFunction("one_plus_erf_short", special.one_plus_erf_short, ("f32",), "f32"),
         MathFunction("bf16_to_f32", arithmetic.bf16_to_f32, ("i16",), "f32"),
         MathFunction("round_to_bf16", arithmetic.round_to_bf16, ("f32",), "f32"),
         MathFunction("f32_to_f16", arithmetic.f32_to_f16, ("f32",), "i16"),

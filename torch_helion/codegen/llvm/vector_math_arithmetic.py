@@ -91,16 +91,20 @@ def nextafter(e: Emitter, x: Value, y: Value) -> Value:
 # -- bfloat16 ------------------------------------------------------------------------------------
 
 
-def _rounded_to_bf16(e: Emitter, x: Value) -> Value:
-    """The f32's bits with bf16's rounding in the upper half: to even, NaN to 0x7FC0."""
+def bf16_above(e: Emitter, x: Value, plain: bool = False) -> Value:
+    """The f32's bits with bf16's rounding, to even, in the upper half.
+
+    A number in the middle is pushed up where its upper half is odd; then everything above a middle
+    carries. NaN stays NaN; ``plain``: no NaN has bits in its lower half, and none needs care.
+    """
     bits = e.bits(x)
-    rounded = bits + (((bits >> 16) & 1) + 0x7FFF)
-    return e.select(x.is_nan(), 0x7FC00000, rounded)
+    rounded = (bits | ((bits >> 16) & 1)) + 0x7FFF
+    return rounded if plain else e.bits(e.quiet_nan(e.from_bits(rounded), x))
 
 
-def f32_to_bf16(e: Emitter, x: Value) -> Value:
+def f32_to_bf16(e: Emitter, x: Value, plain: bool = False) -> Value:
     """f32 to the bits of bfloat16; subnormal numbers are kept (x86's instruction drops them)."""
-    return e.convert("trunc", _rounded_to_bf16(e, x) >> 16, "i16")
+    return e.convert("trunc", bf16_above(e, x, plain) >> 16, "i16")
 
 
 def bf16_to_f32(e: Emitter, x: Value) -> Value:
@@ -110,7 +114,7 @@ def bf16_to_f32(e: Emitter, x: Value) -> Value:
 
 def round_to_bf16(e: Emitter, x: Value) -> Value:
     """An f32 rounded to what bfloat16 can hold, still an f32."""
-    return e.from_bits(_rounded_to_bf16(e, x) & 0xFFFF0000)
+    return e.from_bits(bf16_above(e, x) & 0xFFFF0000)
 
 
 # -- half ----------------------------------------------------------------------------------------

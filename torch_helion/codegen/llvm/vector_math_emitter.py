@@ -23,6 +23,8 @@ MANTISSA = {"f32": 23, "f64": 52}
 BIAS = {"f32": 127, "f64": 1023}
 MIN_NORMAL = {"f32": 2.0**-126, "f64": 2.0**-1022}
 
+_QUIET_NAN_TABLE = 0x22  # fixupimm's answers: the operand made quiet for both kinds of NaN
+
 Number = float | int
 
 
@@ -345,6 +347,17 @@ class Emitter:
         suffix = "ps" if kind == "f32" else "pd"
         function = f"@llvm.x86.avx512.mask.{name}.{suffix}.{bits}"
         return self._raw(f"call {vector} {function}({', '.join(arguments)})")
+
+    def quiet_nan(self, a: Value, x: Value) -> Value:
+        """``a``, but x (made quiet) in the lanes where x is NaN."""
+        if self.has_avx512 and self.width == 16 and x.kind == "f32":
+            arguments = (
+                f"{self.typed(a)}, {self.typed(x)}, <16 x i32> splat (i32 {_QUIET_NAN_TABLE}), "
+                "i32 0, i16 -1, i32 4"
+            )
+            name = "@llvm.x86.avx512.mask.fixupimm.ps.512"
+            return self.emit("f32", f"call <16 x float> {name}({arguments})")
+        return self.select(x.is_nan(), math.nan, a)
 
     def _raw(self, instruction: str) -> str:
         return self.emit("", instruction).ref

@@ -61,6 +61,12 @@ _EXP2 = {
             1.3215490222266617e-06, 1.0177901903418073e-07, 7.0535612790232065e-09,
             4.4786048494259665e-10, 2.7636024986753304e-11),
 }  # fmt: skip
+_EXP2_SHORT = (
+    0.9999280525262161,
+    0.6932610284051042,
+    0.24261147912927053,
+    0.055171573182656614,
+)  # to 2^-13
 _EXP2_FOR_F32 = (0.9999999999616795, 0.6931471807279421, 0.24022651197692804,
                  0.055504103588927975, 0.009618027264203912, 0.0013333917573060503,
                  0.00015469296456449807, 1.5203119912782005e-05)  # fmt: skip
@@ -137,6 +143,20 @@ def exp2(e: Emitter, x: Value) -> Value:
     x = e.min(e.max(x, low), high)
     n = e.round_scaled(x, 1.0)
     return e.ldexp(e.horner(x - n.number, (1.0, *_EXP2[x.kind])), n)
+
+
+def exp2_short(e: Emitter, x: Value) -> Value:
+    """2^x within 2^-13 of it, for -126 < x < 128 and NaN."""
+    n = e.round_scaled(x, 1.0)
+    return e.horner(x - n.number, _EXP2_SHORT) * n.power
+
+
+def sigmoid_short(e: Emitter, x: Value) -> Value:
+    """1 / (1 + e^-x) within 2^-13 of it; f32 only."""
+    clamped = e.min(e.max(x, -_EXP_HIGH["f32"]), -_EXP_LOW_NORMAL["f32"])
+    n = e.round_scaled(clamped, -LOG2_E)
+    r = e.fma(clamped, -LOG2_E, -n.number)
+    return 1.0 / (1.0 + e.ldexp_up(e.horner(r, _EXP2_SHORT), n))
 
 
 def expm1(e: Emitter, x: Value) -> Value:

@@ -9,6 +9,7 @@ import math
 
 from torch_helion.codegen.llvm.vector_math_emitter import Emitter, Value
 from torch_helion.codegen.llvm.vector_math_exponential import (
+    exp2_short,
     exp_polynomial,
     expm1_polynomial,
     log,
@@ -35,6 +36,15 @@ _ERF_FIRST = {
     "f64": (1.1283791670955126, 1.5335459613165881e-17),
 }
 _ERF_ONE = {"f32": 4.0, "f64": 6.0}  # erf rounds to one from here
+# erfc(a) = 2^(a·H(a)), 0 ≤ a ≤ 4, to 2^-15 of it
+_ERF_SHORT = (
+    -1.6273140141486582,
+    -0.9205983214567023,
+    -0.14685026881491214,
+    0.029809333081483654,
+    -0.003693065835706456,
+    0.0002043273955431904,
+)
 # erfc(a) = e^(-a²)·P(q)/(1 + 2a), q = (a - K)/(a + K)
 _ERFC_K = {"f32": 2.0, "f64": 4.0}
 _ERFC = {
@@ -161,6 +171,17 @@ def erf(e: Emitter, x: Value) -> Value:
     n, r = reduce_exp(e, _minus_log_erfc(e, a))
     p = expm1_polynomial(e, r)
     return e.copysign(e.fma(-n.power, p, 1.0 - n.power), x)
+
+
+def one_plus_erf_short(e: Emitter, x: Value) -> Value:
+    """1 + erf(x) within 2^-13 of it, without cancellation below zero; f32 only.
+
+    Zero below -4, where 1 + erf(x) in f32 is.
+    """
+    a = e.min(e.abs(x), 4.0)
+    tail = exp2_short(e, a * e.horner(a, _ERF_SHORT))
+    below = e.select(x > -4.0, tail, 0.0)
+    return e.select(x < 0.0, below, 2.0 - tail)
 
 
 def erfc(e: Emitter, x: Value) -> Value:
