@@ -66,3 +66,13 @@ def test_lines_of_jagged_loops_are_few() -> None:
     offsets = torch.tensor([0, 90, 200, 290])
     rows, width, lines = blocks(programs.jagged_mean, rand(290, 128), offsets)
     assert (rows, width, lines) == (1, 128, 2)
+
+
+def test_loops_after_one_another_walk_memory_alike() -> None:
+    _, first, second = blocks(programs.two_passes, rand(64, 4096))
+    assert first == second == 4096
+
+
+def test_accumulators_of_a_block_stay_in_the_first_cache() -> None:
+    n, m = blocks(programs.block_sums, rand(64, 1 << 16))
+    assert (m, n) == (1, 1024)

@@ -3,7 +3,8 @@
 In: an atomic operation and the emitter. Out: lines of LLVM text; the previous values where they are
 asked for. Integers and float sums are `atomicrmw`; float maxima and minima (NaN wins, as in
 `maximum`) and all of half types are loops around `cmpxchg`. Lanes masked off work on a slot of the
-function's own, so that no branch is needed.
+function's own, so that no branch is needed. Vectors of float sums that change nothing (zeros, as
+programs add them for lanes that do not count) are seen before: an addition is a loop on most CPUs.
 """
 
 from __future__ import annotations
@@ -48,19 +49,50 @@ def atomic(em: PhaseEmitter, op: Op, scope: Scope) -> Reg:
         row = [c[u] for c in columns]
         if piece.width == 1:
             pointer = memory._element_pointer(em, storage_type(buffer.dtype), where, u)
-            out.append(_one(em, op, pointer, row, guards[u]))
-            continue
-        out.append(_lanes(em, op, where, u, row, guards[u]))
+            out.append(_one(em, op, pointer, row, where.guards[u]))
+        elif op.attrs["fn"] == "add" and not op.results and _is_float(buffer.dtype):
+            _changing_lanes(em, op, where, u, row, where.guards[u])
+        else:
+            pointers = memory._lane_pointers(em, storage_type(buffer.dtype), where, u)
+            out.append(_lanes(em, op, pointers, row, where.guards[u]))
     return Reg(tuple(out), buffer.dtype, True)
 
 
-def _lanes(
+def _is_float(dtype: torch.dtype) -> bool:
+    return storage_type(dtype) in ("float", "double")
+
+
+def _changing_lanes(
     em: PhaseEmitter, op: Op, where: memory.Address, u: int, row: list[str], mask: str | None
-) -> str:
+) -> None:
+    """The lanes of one vector whose sum is another number, to the bit, than what is there; none of
+    them is the usual case in a program that adds zeros. What is there is read as it is at some
+    moment: an addition at that moment changes nothing either.
+    """
+    assert em.piece is not None
+    buffer, width = em.buffers[op.attrs["buffer"]], em.piece.width
+    dtype, type = buffer.dtype, register_type(buffer.dtype, width)
+    old = memory._vector_load(em, buffer, where, u, mask, 0)
+    pointers = memory._lane_pointers(em, storage_type(dtype), where, u)
+    new = em.let(f"fadd {type} {old}, {row[0]}", "sum")
+    bits = f"<{width} x {_bits(dtype)}>"
+    before, after = (em.let(f"bitcast {type} {v} to {bits}") for v in (old, new))
+    changed = em.let(f"icmp ne {bits} {before}, {after}", "changed")
+    if mask is not None:
+        changed = em.let(f"and <{width} x i1> {changed}, {mask}", "changed")
+    any_changed = em.call("i1", f"llvm.vector.reduce.or.v{width}i1", (f"<{width} x i1>", changed))
+    some, done = (em.names.fresh(f"atomic_{part}") for part in ("some", "done"))
+    em.line(f"br i1 {any_changed}, label {some}, label {done}")
+    em.current.code.append(f"{some[1:]}:")
+    _lanes(em, op, pointers, row, changed)
+    em.line(f"br label {done}")
+    em.current.code.append(f"{done[1:]}:")
+
+
+def _lanes(em: PhaseEmitter, op: Op, pointers: str, row: list[str], mask: str | None) -> str:
     """One vector, element by element, in order."""
     assert em.piece is not None
     dtype, width = em.buffers[op.attrs["buffer"]].dtype, em.piece.width
-    pointers = memory._lane_pointers(em, storage_type(dtype), where, u)
     type, result = register_type(dtype, width), "poison"
     for lane in range(width):
         pointer = em.let(f"extractelement <{width} x ptr> {pointers}, i64 {lane}", "p")

@@ -108,11 +108,12 @@ class Rows:
         name = self.loop.axis.name
         inner = self.loop.body[0]
         assert isinstance(inner, Loop)
-        saved = em.index.get(name)
+        saved, em.down = em.index.get(name), name
         with em.loop(em.slot("i64", f"at_{name}"), lo, hi, "1", name, name) as index:
             em.index[name] = index
             with em.inline_scope(em.plan.vector):
                 em.nodes(inner.body)
+        em.down = None
         em.restore(name, saved)
 
 

@@ -67,6 +67,7 @@ class PhaseEmitter:
         self.piece: Piece | None = None
         self.filled: set[Value] = set()  # arrays whose sweep is complete
         self.sweep: Loop | None = None  # the vector loop that is being printed
+        self.down: str | None = None  # the axis that strips of columns walk down
         self.sweeps_of: dict[Op, list[Loop]] = {}  # the vector loops that a load stands in
         self.accumulators: dict[
             Op, reductions.Accumulator | reductions.ArgAccumulator | columns.Strip

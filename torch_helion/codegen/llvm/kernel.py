@@ -130,7 +130,7 @@ def _structured(
     """A phase with structure inside, as a function (two, where stores may go past the caches)."""
     kernel = shared.kernel
     number = kernel.phases.index(phase)
-    phase = legalize(phase, {b.name: b for b in kernel.buffers})
+    phase = legalize(phase, {b.name: b for b in kernel.buffers}, choices.blocks)
     plain, measure = _structured_lines(shared, choices, phase, number, frozenset())
     streaming = measure.streamable(choices.streaming)
     if not streaming:

@@ -2,27 +2,49 @@
 
 In: a phase. Out: an equal phase: checked affine indices become assertions and masks (only where
 sizes do not show that they are inside), products in a wider type get casts, renamed axes of cheap
-values are renamed at their source.
+values are renamed at their source, and a tile that becomes an axis of its block's length (what
+`acc += x[tile]` does with an accumulator of so many elements) is computed along that axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import sympy
 import torch
 
 from torch_helion.codegen.llvm.regions import own_cost
-from torch_helion.ir.graph import Op, Region, Value
-from torch_helion.ir.types import Affine, Axis, Buffer, Gather, Size, TileType, id_symbol
+from torch_helion.ir.graph import Op, Region, Value, loop_blocks
+from torch_helion.ir.types import (
+    Affine,
+    Axis,
+    Buffer,
+    Gather,
+    Size,
+    TileType,
+    begin_symbol,
+    block_symbol,
+    id_symbol,
+)
 
 RENAMED_COST = 4
 """Values that cost more are kept in scratch and read from there under other names."""
 
 
-def legalize(phase: Op, buffers: Mapping[str, Buffer]) -> Op:
-    """The phase in forms that the printers know."""
+@dataclass(frozen=True)
+class _Names:
+    """Other axes that a value is computed along."""
+
+    axes: Mapping[str, Axis]
+    begins: Mapping[str, Size]
+    """Positions at which a tile begins, of axes whose new ones count from there."""
+    inside: Value | None = None
+    """Lanes of the new axes that the old ones have; None: all."""
+
+
+def legalize(phase: Op, buffers: Mapping[str, Buffer], blocks: Mapping[str, int]) -> Op:
+    """The phase in forms that the printers know. `blocks`: what a config chose, by name."""
     written = {
         op.attrs["buffer"] for op in phase.regions[0].walk() if op.kind in ("store", "atomic")
     }
@@ -34,16 +56,31 @@ def legalize(phase: Op, buffers: Mapping[str, Buffer]) -> Op:
             *(a for v in (*op.results, *op.operands) for a in v.type.axes),
         )
     }
-    return _Legalizer(buffers, written, axes).op(phase)
+    sizes: dict[str, int] = {}
+    symbols = {block_symbol(n): sympy.Integer(b) for n, b in blocks.items()}
+    for op in (phase, *phase.regions[0].walk()):
+        if op.kind == "loop":
+            for axis, block in zip(op.attrs["axes"], loop_blocks(op), strict=True):
+                number = sympy.sympify(block).xreplace(symbols)
+                if number.is_Integer:
+                    sizes[axis.name] = int(number)
+    return _Legalizer(buffers, written, axes, sizes, symbols).op(phase)
 
 
 class _Legalizer:
     def __init__(
-        self, buffers: Mapping[str, Buffer], written: set[str], axes: Mapping[str, Axis]
+        self,
+        buffers: Mapping[str, Buffer],
+        written: set[str],
+        axes: Mapping[str, Axis],
+        blocks: Mapping[str, int],
+        symbols: Mapping[sympy.Symbol, sympy.Integer],
     ) -> None:
         self.buffers = buffers
         self.written = written
         self.axes = axes
+        self.blocks = blocks
+        self.symbols = symbols
         self.producer: dict[Value, Op] = {}
         self.new: dict[Value, Value] = {}
 
@@ -62,8 +99,11 @@ class _Legalizer:
             elif op.kind == "dot":
                 op = self._dot(op, ops)
             elif op.kind == "reaxis" and self._cheap(op.operands[0]) <= RENAMED_COST:
-                names = dict(op.attrs["axes"])
+                names = _Names(dict(op.attrs["axes"]), {})
                 self.new[op.result] = self._renamed(op.operands[0], names, {}, ops)
+                continue
+            elif op.kind == "reshape" and self._is_whole_tile(op):
+                self.new[op.result] = self._whole_tile(op, ops)
                 continue
             self._add(op, ops)
         return Region(region.args, tuple(ops))
@@ -123,11 +163,10 @@ class _Legalizer:
             axis = self.axes.get(name)
             if axis is None or not isinstance(coefficient, int):
                 return False
-            span = coefficient * (axis.size - 1)
+            span = coefficient * (_at_least_one(axis.size) - 1)
             low, high = (low, high + span) if coefficient > 0 else (low + span, high)
-        if low.free_symbols:
-            return False
-        return bool(low >= 0) and bool((sympy.sympify(size) - 1 - high).is_nonnegative)
+        below = (sympy.sympify(size) - 1 - bound for bound in _upper_bounds(high))
+        return low.is_nonnegative is True and any(b.is_nonnegative is True for b in below)
 
     def _inside(self, index: Affine, size: Size, ops: list[Op]) -> Value:
         place = self._size(ops, index.offset)
@@ -178,29 +217,97 @@ class _Legalizer:
         return own_cost(op) + sum(self._cheap(v) for v in op.operands)
 
     def _renamed(
-        self, value: Value, names: dict[str, Axis], done: dict[Value, Value], ops: list[Op]
+        self, value: Value, names: _Names, done: dict[Value, Value], ops: list[Op]
     ) -> Value:
         """The value computed along other axes."""
-        if not any(n in names for n in value.type.axis_names):
+        if not any(n in names.axes for n in value.type.axis_names):
             return value
         if value in done:
             return done[value]
         op = self.producer[value]
         operands = [self._renamed(v, names, done, ops) for v in op.operands]
         attrs = dict(op.attrs)
+        axes = tuple(names.axes.get(a.name, a) for a in value.type.axes)
         if op.kind == "load":
             attrs["index"] = tuple(_renamed_index(e, names) for e in attrs["index"])
+            if names.inside is not None:
+                operands, attrs = self._masked(operands, attrs, names.inside, ops)
+        elif op.kind == "iota" and attrs["axis"] in names.begins:
+            begin = self._size(ops, names.begins[attrs["axis"]])
+            at = self._iota(names.axes[attrs["axis"]], ops)
+            done[value] = self._pointwise(ops, "add", at, begin)
+            return done[value]
         elif op.kind == "iota":
-            attrs["axis"] = names[attrs["axis"]].name
+            attrs["axis"] = names.axes[attrs["axis"]].name
         elif op.kind == "expand":
-            attrs["axes"] = tuple(names.get(a.name, a) for a in attrs["axes"])
-        axes = tuple(names.get(a.name, a) for a in value.type.axes)
+            attrs["axes"] = tuple(names.axes.get(a.name, a) for a in attrs["axes"])
         done[value] = self._make(ops, op.kind, operands, attrs, value.type.dtype, axes)
         return done[value]
 
+    def _iota(self, axis: Axis, ops: list[Op]) -> Value:
+        return self._make(ops, "iota", (), {"axis": axis.name}, torch.int64, (axis,))
 
-def _renamed_index(index: Affine | Gather, names: Mapping[str, Axis]) -> Affine | Gather:
+    def _masked(
+        self, operands: list[Value], attrs: dict[str, object], inside: Value, ops: list[Op]
+    ) -> tuple[list[Value], dict[str, object]]:
+        """A load of fewer lanes."""
+        if attrs["masked"]:
+            inside = self._pointwise(ops, "and", operands.pop(), inside)
+        return [*operands, inside], {**attrs, "masked": True}
+
+    # -- tiles as axes ----------------------------------------------------------------------------
+
+    def _is_whole_tile(self, op: Op) -> bool:
+        """Whether a reshape makes one axis of one tile, of the tile's block, and the value can be
+        computed along it.
+        """
+        source, target = op.attrs["source"], op.attrs["target"]
+        if len(source) != 1 or len(target) != 1 or self.blocks.get(source[0]) is None:
+            return False
+        axis = self.axes[source[0]]
+        size = sympy.sympify(target[0].size).xreplace(dict(self.symbols))
+        if axis.of or size != self.blocks[axis.name] or self._cheap(op.operands[0]) >= 1000:
+            return False
+        return source[0] in op.operands[0].type.axis_names
+
+    def _whole_tile(self, op: Op, ops: list[Op]) -> Value:
+        """The tile computed along the axis; lanes beyond its end are 0."""
+        (name,), (axis,) = op.attrs["source"], op.attrs["target"]
+        tile, begin = self.axes[name], begin_symbol(self.axes[name])
+        inside: Value | None = None
+        if not isinstance(tile.size, int) or tile.size % self.blocks[name]:
+            left = self._size(ops, sympy.sympify(tile.size) - begin)
+            inside = self._pointwise(ops, "lt", self._iota(axis, ops), left)
+        names = _Names({name: axis}, {name: begin}, inside)
+        (value,) = op.operands
+        moved = self._renamed(value, names, {}, ops)
+        if inside is None:
+            return moved
+        dtype = value.type.dtype
+        zero: dict[str, object] = {"value": False if dtype is torch.bool else 0, "dtype": dtype}
+        nothing = self._make(ops, "const", (), zero, dtype, ())
+        return self._pointwise(ops, "where", inside, moved, nothing)
+
+
+def _at_least_one(size: Size) -> sympy.Expr:
+    """The size of an axis where it has a lane: from a begin to an end that may lie before it."""
+    size = sympy.sympify(size)
+    if isinstance(size, sympy.Max) and len(size.args) == 2 and size.args[0] == 0:
+        return size.args[1]
+    return size
+
+
+def _upper_bounds(size: sympy.Expr) -> list[sympy.Expr]:
+    """Expressions that are not below a size: a minimum in a sum is not above any of its own."""
+    minimum = next((a for a in sympy.Add.make_args(size) if isinstance(a, sympy.Min)), None)
+    if minimum is None:
+        return [size]
+    return [size, *(sympy.expand(size - minimum + a) for a in minimum.args)]
+
+
+def _renamed_index(index: Affine | Gather, names: _Names) -> Affine | Gather:
     if isinstance(index, Gather):
         return index
-    terms = tuple((names[n].name if n in names else n, c) for n, c in index.terms)
-    return Affine(terms, index.offset)
+    terms = tuple((names.axes[n].name if n in names.axes else n, c) for n, c in index.terms)
+    moved = sum((c * names.begins[n] for n, c in index.terms if n in names.begins), sympy.S.Zero)
+    return Affine(terms, index.offset + moved if moved != 0 else index.offset)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torch_helion.codegen.llvm import bfloat, prefetch
+from torch_helion.codegen.llvm.indices import check_range, in_step, neighbours
 from torch_helion.codegen.llvm.registers import Reg, Scope
 from torch_helion.codegen.llvm.schedule import LoopAxis, PhasePlan, accumulator_dtype
 from torch_helion.codegen.llvm.text import literal, register_type, splat, storage_type
@@ -33,6 +34,8 @@ class Address:
 
     pointer: str
     step: Size
+    guards: tuple[str | None, ...]
+    """Lanes that are accessed, by vector; None: all."""
     offsets: tuple[str, ...] = ()
     bases: tuple[str, ...] = ()
     """Pointers of each lane that take the place of `pointer` (stacked accesses)."""
@@ -73,12 +76,16 @@ def address(
         pointer, bases = _stacked_pointer(em, op, buffer, terms, constant, scope)
     else:
         pointer = _scalar_pointer(em, buffer, terms, constant)
+        forms = neighbours(em, op, gathered, step, scope)
+        if forms:
+            pointer, guards = in_step(em, op, pointer, forms, guards)
+            return Address(pointer, 1, tuple(guards))
     offsets: tuple[str, ...] = ()
     for dim, expr in enumerate(index):
         if isinstance(expr, Gather):
             reg = em.get(gathered[expr.operand])
             if op.attrs["checked"]:
-                reg = _checked(em, reg, buffer.shape[dim], guards)
+                reg = check_range(em, reg, em.sizes(buffer.shape[dim]), guards)
             stride = em.sizes(buffer.strides[dim])
             if reg.vector:
                 scaled = _scale(em, em.widen(reg, scope), stride)
@@ -93,7 +100,7 @@ def address(
                     one = em.piece is None or em.piece.width == 1
                     wide = distance if one else em.broadcast(distance, torch.int64)
                     bases = tuple(_move_lanes(em, buffer, base, wide) for base in bases)
-    return Address(pointer, step, offsets, bases)
+    return Address(pointer, step, tuple(guards), offsets, bases)
 
 
 def _stacked_pointer(
@@ -188,45 +195,6 @@ def _add_offsets(em: PhaseEmitter, old: tuple[str, ...], new: tuple[str, ...]) -
     return tuple(em.let(f"add {type} {a}, {b}", "off") for a, b in zip(old, new, strict=True))
 
 
-def _checked(em: PhaseEmitter, reg: Reg, extent: Size, guards: Sequence[str | None]) -> Reg:
-    return check_range(em, reg, em.sizes(extent), guards)
-
-
-def check_range(em: PhaseEmitter, reg: Reg, limit: str, guards: Sequence[str | None]) -> Reg:
-    """Indices with those out of [0, limit) replaced by 0 and reported."""
-    vector = reg.vector
-    width = em.piece.width if vector and em.piece else 1
-    type, flags = register_type(torch.int64, width), register_type(torch.bool, width)
-    wide = em.broadcast(limit, torch.int64) if width > 1 else limit
-    zero = "zeroinitializer" if width > 1 else "0"
-    safe = []
-    if not vector:
-        guards = guards[:1]
-    for name, guard in zip(reg.names, guards, strict=True):
-        bad = em.let(f"icmp uge {type} {name}, {wide}", "bad")
-        counted = (
-            bad
-            if guard is None
-            else em.let(f"and {flags} {bad}, {guard if width > 1 else _any_lane(em, guard)}")
-        )
-        any_bad = (
-            em.call("i1", f"llvm.vector.reduce.or.v{width}i1", (flags, counted))
-            if width > 1
-            else counted
-        )
-        em.set_status(1, any_bad)
-        safe.append(em.let(f"select {flags} {bad}, {type} {zero}, {type} {name}", "index"))
-    return Reg(tuple(safe), reg.dtype, vector)
-
-
-def _any_lane(em: PhaseEmitter, guard: str) -> str:
-    if em.piece is None or em.piece.width == 1:
-        return guard
-    return em.call(
-        "i1", f"llvm.vector.reduce.or.v{em.piece.width}i1", (f"<{em.piece.width} x i1>", guard)
-    )
-
-
 # -- loads ----------------------------------------------------------------------------------------
 
 
@@ -248,15 +216,25 @@ def load(em: PhaseEmitter, op: Op, scope: Scope) -> Reg:
     guards = [_lane_mask(em, masks, u) for u in range(em.piece.count)]
     where = address(em, op, gathered, scope, guards)
     names = tuple(
-        _vector_load(em, buffer, where, u, g, op.attrs["other"]) for u, g in enumerate(guards)
+        _vector_load(em, buffer, where, u, g, op.attrs["other"]) for u, g in enumerate(where.guards)
     )
-    if where.contiguous and not where.bases and prefetch.is_due(em, op):
-        steps, _ = linear_terms(buffer, op.attrs["index"])
-        row = next((a.name for a in reversed(em.plan.grid) if a.name in steps), None)
-        if row is not None:
+    if where.contiguous and em.down is not None:
+        down = linear_terms(buffer, op.attrs["index"])[0].get(em.down, 0)
+        if prefetch.is_far(em, down, buffer.dtype.itemsize):
             first = _element_pointer(em, storage_type(buffer.dtype), where, 0)
-            prefetch.fetch(em, first, steps[row], buffer.dtype.itemsize)
+            prefetch.fetch(em, first, down * prefetch.ROWS_AHEAD, buffer.dtype.itemsize)
+    elif where.contiguous and prefetch.is_due(em, op):
+        _fetch_next(em, op, where)
     return Reg(names, buffer.dtype, True)
+
+
+def _fetch_next(em: PhaseEmitter, op: Op, where: Address) -> None:
+    """Prefetch what a contiguous load reads in the next row."""
+    buffer = em.buffers[op.attrs["buffer"]]
+    step = prefetch.next_row(em, linear_terms(buffer, op.attrs["index"])[0])
+    if step is not None:
+        first = _element_pointer(em, storage_type(buffer.dtype), where, 0)
+        prefetch.fetch(em, first, step, buffer.dtype.itemsize)
 
 
 def _has_vector_term(em: PhaseEmitter, op: Op, buffer: Buffer) -> bool:
@@ -410,6 +388,7 @@ def store(em: PhaseEmitter, op: Op, scope: Scope) -> None:
     gathered, mask = _split_operands(op, op.operands[1:])
     if not em.in_vector_scope(scope) or em.piece is None:
         value = em.get(op.operands[0])
+        value = em.get(op.operands[0])
         guard = em.get(mask).names[0] if mask is not None else None
         pointer = address(em, op, gathered, scope, [guard]).pointer
         _guarded_store(em, buffer.dtype, value.names[0], pointer, guard)
@@ -417,14 +396,17 @@ def store(em: PhaseEmitter, op: Op, scope: Scope) -> None:
     masks = em.widen(em.get(mask), scope) if mask is not None else None
     guards = [_lane_mask(em, masks, u) for u in range(em.piece.count)]
     where = address(em, op, gathered, scope, guards)
-    if where.contiguous and bfloat.can_pair(em, op, guards):
+    if where.contiguous and bfloat.can_pair(em, op, where.guards):
         for number, name in enumerate(bfloat.pairs(em, op.operands[0])):
             pointer = _element_pointer(em, "i16", where, 2 * number)
             _whole_store(em, buffer, "<32 x i16>", name, pointer)
-        return
-    value = em.get(op.operands[0])
-    for u, (name, guard) in enumerate(zip(em.widen(value, scope), guards, strict=True)):
-        _vector_store(em, buffer, where, u, name, guard)
+    else:
+        value = em.get(op.operands[0])
+        for u, (name, guard) in enumerate(zip(em.widen(value, scope), where.guards, strict=True)):
+            _vector_store(em, buffer, where, u, name, guard)
+    for load in prefetch.waiting(em) if where.contiguous else ():
+        there = address(em, load, (), scope, [None] * em.piece.count)
+        _fetch_next(em, load, there)
 
 
 def _guarded_store(

@@ -1,6 +1,8 @@
 """The next row on its way while this one is worked on.
 
-In: a vector load that a sweep repeats because an earlier sweep over the same row read it first.
+In: a vector load that a sweep repeats because an earlier sweep over the same row read it first, or
+has done for a sweep that stores what comes of it; or one that walks down the rows of a strip of
+columns, where no two reads are next to each other.
 Out: prefetches of the same place one row further. A kernel of several sweeps reads memory only in
 the first one: in the others the memory would idle. Measured: softmax of rows of 128 KiB 28 %
 faster, layer norm of 16 KiB 14 %, nothing lost where the tensor is in the last cache.
@@ -8,8 +10,10 @@ faster, layer norm of 16 KiB 14 %, nothing lost where the tensor is in the last 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from torch_helion.codegen.llvm.schedule import Loop
 from torch_helion.ir.graph import Op
 from torch_helion.ir.types import Size
 
@@ -18,6 +22,17 @@ if TYPE_CHECKING:
 
 SHORTEST = 256
 """Elements of a row below which the loads themselves are next to each other."""
+
+ROWS_AHEAD = 8
+"""What a strip of columns fetches, in rows."""
+
+
+def is_far(em: PhaseEmitter, step: Size, itemsize: int) -> bool:
+    """Whether the next row of a strip lies somewhere else (`step` elements on)."""
+    piece = em.piece
+    if piece is None or piece.width == 1 or piece.mask is not None or piece.count < 4:
+        return False
+    return not isinstance(step, int) or abs(step) * itemsize > piece.width * piece.count * itemsize
 
 
 def is_due(em: PhaseEmitter, op: Op) -> bool:
@@ -28,11 +43,44 @@ def is_due(em: PhaseEmitter, op: Op) -> bool:
     sweeps = em.sweeps_of.setdefault(op, [])
     if not any(s is loop for s in sweeps):
         sweeps.append(loop)
-    if len(sweeps) != 2 or loop is not sweeps[1]:
-        return False
-    extent = loop.axis.extent
+    return len(sweeps) == 2 and loop is sweeps[1] and _is_main(em, loop)
+
+
+def _is_main(em: PhaseEmitter, loop: Loop) -> bool:
+    """Whether this is the main piece of a long loop."""
+    extent, piece = loop.axis.extent, em.piece
     long = not isinstance(extent, int) or extent >= SHORTEST
-    return long and piece.count == em.unroll and piece.mask is None
+    return long and piece is not None and piece.count == em.unroll and piece.mask is None
+
+
+def waiting(em: PhaseEmitter) -> list[Op]:
+    """Loads that an earlier sweep over the same axis has done and no sweep repeats, as long as
+    nobody has asked for them: a store of a later sweep fetches for them.
+    """
+    loop, piece = em.sweep, em.piece
+    if loop is None or piece is None or piece.width == 1 or not _is_main(em, loop):
+        return []
+    found = [
+        op
+        for op, sweeps in em.sweeps_of.items()
+        if len(sweeps) == 1 and sweeps[0] is not loop and sweeps[0].axis == loop.axis
+        if not op.operands
+    ]
+    for op in found:
+        em.sweeps_of[op] = [*em.sweeps_of[op], loop, loop]
+    return found
+
+
+def next_row(em: PhaseEmitter, steps: Mapping[str, Size]) -> Size | None:
+    """How far the next row of an access lies; None: it has one row only. What a loop inside of a
+    step walks in chunks goes on with the next chunk.
+    """
+    plan, vector = em.plan, em.plan.vector
+    grid = [a.name for a in plan.grid]
+    if vector in em.begin and vector not in grid and vector in steps:
+        return plan.blocks[vector] * steps[vector]
+    rows = [n for n in (*steps, *grid) if n in em.begin and n in steps and n != vector]
+    return steps[rows[-1]] if rows else None
 
 
 def fetch(em: PhaseEmitter, pointer: str, step: Size, itemsize: int) -> None:

@@ -17,18 +17,23 @@ import sympy
 from torch_helion import _hardware
 from torch_helion.codegen.llvm.dot import default_blocks
 from torch_helion.codegen.llvm.engine import Machine
+from torch_helion.codegen.llvm.linear import makers
 from torch_helion.codegen.llvm.products import below_conversion
 from torch_helion.codegen.llvm.ranks import across_axis, axis_ranks
+from torch_helion.codegen.llvm.regions import nested_ops
+from torch_helion.codegen.llvm.schedule import score_access
 from torch_helion.ir.graph import Kernel, Op, Value, loop_blocks
-from torch_helion.ir.types import Axis, Size, begin_symbol, block_symbol
+from torch_helion.ir.types import Axis, Buffer, Size, begin_symbol, block_symbol
 
 SCORE_ROWS = 128
 """Rows of a tile of scores: its statistics, and the tile itself in L2."""
 SCORE_COLUMNS = 512
 INNER_SCORES = (128, 256)
 """Rows and columns where both are in loops, as in attention's backward."""
-LOOP_TILE = 1024
-"""Elements of a tile along the vector axis of an inner loop."""
+LOOP_TILE, CARRIED_TILE = 4096, 1024
+"""Elements of a tile along the vector axis of an inner loop; where values of its length are carried
+around the loop.
+"""
 LOOP_LINES, LINE_ELEMENTS = 32, 256
 """Tiles of inner loops along other axes; fewer lines of long rows."""
 PARTS, LEAST_PART = 32, 64
@@ -101,9 +106,11 @@ def estimate(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
         return size
     value = size.xreplace({s: sympy.Integer(hints.get(s, _typical(s))) for s in size.free_symbols})
     try:
-        return max(0, int(value))
+        number = max(0, int(value))
     except TypeError:
         return UNKNOWN
+    unknown = any(s not in hints and _typical(s) == UNKNOWN for s in size.free_symbols)
+    return UNKNOWN if unknown and number <= 1 else number  # what is left of a typical size
 
 
 def _typical(symbol: sympy.Symbol) -> int:
@@ -283,8 +290,10 @@ def _rows(facts: _Facts) -> None:
     widest = inner[0] if inner and free else None
     row = math.prod(max(1, facts.extent(n)) for n, a in facts.axes.items() if a.kind == "full")
     lines = power_of_two(min(LOOP_LINES, max(1, LINE_ELEMENTS // row)))
+    wide = _contiguous(facts, inner, buffers) if vector in facts.loops else set()
     for name in inner:  # the vector axis first: it has the highest rank
-        facts.choose(name, LOOP_TILE if name in (vector, widest) else lines)
+        tile = CARRIED_TILE if _is_carried(facts, name) else LOOP_TILE
+        facts.choose(name, tile if name in (vector, widest, *wide) else lines)
         if name == vector:  # the others repeat it: a line is as long as its tile
             long = min(facts.block(name) or 1, facts.extent(name))
             lines = power_of_two(min(lines, max(1, LINE_ELEMENTS // max(1, long))))
@@ -301,6 +310,39 @@ def _rows(facts: _Facts) -> None:
             facts.choose(name, power_of_two(size))
         block = facts.block(name) or 1
         budget = max(1, budget // max(1, min(block, facts.extent(name))))
+
+
+def _contiguous(facts: _Facts, inner: list[str], buffers: Mapping[str, Buffer]) -> set[str]:
+    """Axes of loops along which memory is walked in order: of loops one after the other each one,
+    of loops within one another the one of the highest rank.
+    """
+    score: dict[str, float] = {}
+    producer = makers(facts.phase)
+    for op in facts.phase.regions[0].walk():
+        if op.kind in ("load", "store", "atomic"):
+            score_access(op, buffers, score, facts.loops.__contains__, producer)
+    found: set[str] = set()
+    for name in inner:
+        if score.get(name, 0.0) > 0 and not any(_nested(facts, name, n) for n in found):
+            found.add(name)
+    return found
+
+
+def _is_carried(facts: _Facts, name: str) -> bool:
+    """Whether values have an axis of the length of a tile: what `zeros([..., block])` makes."""
+    symbol = block_symbol(facts.names.get(name, name))
+    return any(a.kind != "block" and a.size == symbol for a in facts.axes.values())
+
+
+def _nested(facts: _Facts, one: str, other: str) -> bool:
+    """Whether one of two axes is of a loop inside of the other's."""
+    for op in facts.phase.regions[0].walk():
+        names = {a.name for a in op.attrs["axes"]} if op.kind == "loop" else set()
+        if names & {one, other}:
+            inside = {a.name for o in nested_ops(op) if o.kind == "loop" for a in o.attrs["axes"]}
+            if {one, other} <= names | inside:
+                return True
+    return False
 
 
 def _divided(facts: _Facts) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from torch_helion.codegen.llvm.linear import makers
 from torch_helion.codegen.llvm.schedule import score_access
 from torch_helion.ir.graph import Op
 from torch_helion.ir.types import Affine, Axis, Buffer, Size
@@ -25,9 +26,10 @@ def axis_ranks(
     """The place of each axis in the order, outer first."""
     score = dict.fromkeys(axes, 0.0)
     ops = list(phase.regions[0].walk())
+    producer = makers(phase)
     for op in ops:
         if op.kind in ("load", "store", "atomic"):
-            score_access(op, buffers, score, lambda n: n in axes and blocks.get(n) != 1)
+            score_access(op, buffers, score, lambda n: n in axes and blocks.get(n) != 1, producer)
     for axis in axes.values():  # an alias lies where its axis does, just before it
         if axis.of:
             score[axis.name] = score.get(axis.of, 0.0) - 1.0

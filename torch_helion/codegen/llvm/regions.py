@@ -365,7 +365,8 @@ class RegionPlanner:
         """Item `number` reads the value, and with it what may lie in the same array."""
         self.reads.setdefault(value, set()).add(number)
         op = self.facts.producer[value]
-        if value in self._inside and (op.kind in ("reaxis", "scan", "sort") or is_custom(op)):
+        shared = op.kind in ("reaxis", "reshape", "scan", "sort") or is_custom(op)
+        if value in self._inside and shared:
             for operand in op.operands:
                 self._note(operand, number)
 

@@ -28,10 +28,11 @@ import sympy
 import torch
 
 from torch_helion import exc
+from torch_helion.codegen.llvm.linear import linear
 from torch_helion.codegen.llvm.text import is_bits_only
 from torch_helion.ir.graph import Kernel, Op, Value
 from torch_helion.ir.ops import POINTWISE
-from torch_helion.ir.types import Affine, Axis, Buffer, Size, begin_symbol, id_symbol
+from torch_helion.ir.types import Affine, Axis, Buffer, Gather, Size, begin_symbol, id_symbol
 
 SEQUENTIAL_FLOAT32_LIMIT = 64
 """Float32 sums that add more terms than this (or unbounded many) one after the other are kept in
@@ -258,11 +259,20 @@ def score_access(
     buffers: Mapping[str, Buffer],
     score: dict[str, float],
     counts: Callable[[str], bool],
+    producer: Mapping[Value, Op] | None = None,
 ) -> None:
-    """Add to the score of each axis of a load or store that counts: more where it is contiguous."""
+    """Add to the score of each axis of a load or store that counts: more where it is contiguous.
+    `producer`: who makes the index tensors, where those count too.
+    """
     steps: dict[str, Size] = {}
     strides = buffers[op.attrs["buffer"]].strides
     for stride, index in zip(strides, op.attrs["index"], strict=True):
+        if isinstance(index, Gather) and producer is not None:
+            value = op.access.gathered[index.operand]
+            for name in filter(counts, value.type.axis_names):
+                form = linear(value, name, producer)
+                if form is not None:
+                    steps[name] = steps.get(name, 0) + stride * form.step
         if isinstance(index, Affine):
             for name, coefficient in index.terms:
                 if counts(name):

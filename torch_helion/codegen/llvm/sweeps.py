@@ -15,6 +15,7 @@ from torch_helion import exc
 from torch_helion.codegen.llvm import atomics, memory
 from torch_helion.codegen.llvm.arrays import Array
 from torch_helion.codegen.llvm.emit import PhaseEmitter
+from torch_helion.codegen.llvm.indices import check_range
 from torch_helion.codegen.llvm.registers import Reg, Scope
 from torch_helion.codegen.llvm.schedule import Loop, LoopAxis, PhasePlan, _Planner
 from torch_helion.ir.graph import Op, Value
@@ -173,7 +174,7 @@ class SweepEmitter(PhaseEmitter):
     def _check_single(self, reg: Reg) -> None:
         """An index into a tile of one element."""
         guards = [self.piece.mask if self.piece and reg.vector else None] * len(reg.names)
-        memory.check_range(self, reg, "1", guards)
+        check_range(self, reg, "1", guards)
 
     def bounds(self, axis: LoopAxis) -> tuple[str, str]:
         """As for any tile; where no tile is cut, LLVM sees its constant length."""

@@ -423,6 +423,9 @@ def reshape(program: Program, frame: Frame, op: Op, plan: RegionPlan, number: in
         reg = Reg((program.scalar(frame, value),), value.type.dtype)
         program.settle(result, None, reg, frame)
         return
+    if _is_renaming(program, op):
+        _renaming(program, frame, op, em)
+        return
     looped = program.looped_axes(result)
     out = result_array(program, frame, result) if looped else None
     with nest(em, [(n, program.tile_extent(frame, n), "1") for n in looped]) as at:
@@ -445,6 +448,33 @@ def reshape(program: Program, frame: Frame, op: Op, plan: RegionPlan, number: in
     else:
         program.settle(result, None, Reg((element,), result.type.dtype), frame)
     _count(program, frame, op)
+
+
+def _is_renaming(program: Program, op: Op) -> bool:
+    """Whether a tile becomes an axis of its block's length: the array with zeros at its end."""
+    source, target = op.attrs["source"], op.attrs["target"]
+    if len(source) != 1 or len(target) != 1 or source[0] not in program.looped_axes(op.operands[0]):
+        return False
+    whole = program.true_blocks.get(source[0])
+    if whole is None or whole != program.blocks[source[0]]:
+        return False
+    size = target[0].size
+    return program.looped(target[0].name) and bool(program.known_size(size) == whole)
+
+
+def _renaming(program: Program, frame: Frame, op: Op, em: SweepEmitter) -> None:
+    (value,), (old,), (new,) = op.operands, op.attrs["source"], op.attrs["target"]
+    array = program.homes[value]
+    whole, extent = program.true_blocks[old], program.tile_extent(frame, old)
+    if extent != str(whole):
+        others = [n for n in program.looped_axes(value) if n != old]
+        left = em.let(f"sub nsw i64 {whole}, {extent}", "left")
+        loops = [*((n, program.tile_extent(frame, n), "1") for n in others), (old, left, "1")]
+        with nest(em, loops) as at:
+            place = em.let(f"add nsw i64 {at[old]}, {extent}", "at")
+            zero = compute.number(0, array.dtype, 1)
+            write(em, pointer_at(em, array, {**at, old: place}), zero, array.dtype)
+    program.settle(op.result, array.renamed({old: new.name}), None, frame)
 
 
 def _whole(program: Program, frame: Frame, name: str) -> str:
