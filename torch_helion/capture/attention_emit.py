@@ -29,6 +29,7 @@ from torch import fx
 from torch_helion import _hardware, exc
 from torch_helion.capture.attention_backward import BackwardEmitter
 from torch_helion.capture.attention_base import TileEmitter
+from torch_helion.capture.attention_gradients import GradientsEmitter
 from torch_helion.capture.attention_masks import (
     ADDED,
     CAUSAL,
@@ -79,7 +80,9 @@ def build(
     roles = roles_of(facts, attention)
     try:
         backward = attention.flash is not None and attention.flash.backward
-        emitter = BackwardEmitter if backward else AttentionEmitter
+        emitter: Any = BackwardEmitter if backward else AttentionEmitter
+        if attention.gradients is not None:
+            emitter = GradientsEmitter
         return emitter(facts, attention, roles, hints).emit_kernel()
     except CollapseError:
         raise refusal(attention.first, "an axis is needed that the kernel has not") from None
@@ -279,10 +282,12 @@ class AttentionEmitter(TileEmitter):
             return self._loop(queries, begin, size, state)
         return self._twice(queries, begin, size, state)
 
-    def _loop(self, queries: Value, begin: Size, size: Size, state: list[Value]) -> list[Value]:
+    def _loop(
+        self, queries: Value, begin: Size, size: Size, state: list[Value], name: str = "n"
+    ) -> list[Value]:
         """All tiles of the keys from `begin` on."""
         b = self.b
-        key = b.axis("n", size)
+        key = b.axis(name, size)
         inside = self.inside({self.roles.key: key}, {self.roles.key: begin})
         with inside, b.tile_loop([key], state, [b.block("n")]) as loop:
             loop.finish(self._tile(queries, key, loop.args))
@@ -293,21 +298,15 @@ class AttentionEmitter(TileEmitter):
         keys from the start: there, hidden ones have weights.
         """
         b = self.b
-        with b.sequential_loop("again", 0, 2, carried=start) as loop:
-            top = loop.args[0]
-            lost = b.pointwise("le", top, self.number(self.masks.floor))
-            ones = (b.const(n, torch.int64) for n in (1, 0))
-            lost = b.reduce("max", b.pointwise("where", lost, *ones), self.rows)
-            again = b.bind(b.pointwise("mul", lost, b.size_value(loop.symbol)), "lost")
-            first = 1 - loop.symbol
-            fresh = b.pointwise("gt", b.size_value(again), b.const(0, torch.int64))
-            state = [
-                b.pointwise("where", fresh, old, new)
-                for old, new in zip(start, loop.args, strict=True)
-            ]
-            every = self.extents[self.roles.key]
-            loop.finish(self._loop(queries, begin * first, size * first + every * again, state))
-        return list(loop.results)
+        met = self._loop(queries, begin, size, start)
+        none = b.pointwise("le", met[0], self.number(self.masks.floor))
+        numbers = (b.const(n, torch.int64) for n in (1, 0))
+        none = b.reduce("max", b.pointwise("where", none, *numbers), self.rows)
+        lost = b.bind(none, "lost")
+        again = b.pointwise("gt", none, b.const(0, torch.int64))
+        state = [b.pointwise("where", again, *pair) for pair in zip(start, met, strict=True)]
+        every = self.extents[self.roles.key]
+        return self._loop(queries, sympy.Integer(0), every * lost, state, "every")
 
     # -- keys that no query of a tile sees --------------------------------------------------------
 
@@ -565,10 +564,18 @@ class AttentionEmitter(TileEmitter):
         if attention.flash is None:
             dtype = attention.second.meta["val"].dtype
             self.given[attention.second] = value = b.cast(result, dtype)
-            (output,) = attention.outputs
+            output = attention.outputs[0]
             if output is not attention.second:
                 value = self.value(self.trace.output(output))
             self.store_value(output, value)
+            softmax = attention.softmax
+            assert softmax is not None
+            for number in attention.outputs[1:]:  # a backward graph computes the weights again
+                kept = top
+                if number is softmax.nodes[3]:
+                    none = b.pointwise("eq", top, self.number(-math.inf))
+                    kept = b.pointwise("where", none, self.number(math.nan), state[1])
+                self.store_value(number, b.cast(kept, number.meta["val"].dtype))
             return
         output = attention.outputs[0]
         self.store_value(output, b.cast(result, output.meta["val"].dtype))
