@@ -450,10 +450,79 @@ def test_masks_that_prove_nothing_are_masks() -> None:
         return torch.softmax(scores(q, k).masked_fill(~seen, -INF), -1) @ v
 
     assert "flags" not in loop_of(run(fn, q, k, v))
-    finite = lambda q, k, v: (  # noqa: E731
-        torch.softmax(scores(q, k).masked_fill(difference(q, k) < 0, -1e9), -1) @ v
+    small = lambda q, k, v: (  # noqa: E731
+        torch.softmax(scores(q, k).masked_fill(difference(q, k) < 0, -1e3), -1) @ v
     )
-    assert "flags" not in loop_of(run(finite, q, k, v))
+    assert "flags" not in loop_of(run(small, q, k, v))
+
+
+LEAST = torch.finfo(torch.float32).min
+FINITE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "filled": lambda s, d: s.masked_fill(d < 3, LEAST),
+    "filled in the middle": lambda s, d: s.masked_fill((d < 0) | (d > 40), -1e9),
+    "where": lambda s, d: torch.where(d >= 3, s, torch.finfo(s.dtype).min),
+    "added": lambda s, d: s + torch.where(d >= 3, 0.0, LEAST),
+    "added to softcapped": lambda s, d: 5 * torch.tanh(s / 5) + torch.full_like(d, LEAST, dtype=s.dtype).triu(-2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_masks_of_large_negative_numbers(name: str) -> None:
+    """A row in which all keys are hidden gives the mean of all values (here: the first three)."""
+
+    def fn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(FINITE[name](scores(q, k), difference(q, k)), -1) @ v
+
+    report = run(fn, *qkv(rows=300, keys=300))
+    assert "flags" in loop_of(report), "the mask proves nothing"
+    q, k, v = qkv(batch=1, heads=2, rows=290, keys=600)
+    q[0, 0, 250] = -1e30 if "added" not in name else 1e25  # scores below the mask's number, or over
+    k[0, 1, 200, 3] = 1e33
+    got, want = torch.compile(fn, backend="helion")(q, k, v), fn(q, k, v)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def hidden_by_memory(kind: str, rows: int, keys: int) -> Tensor:
+    """Masks that are read: seen keys lie together, apart, nowhere."""
+    seen = torch.ones(rows, keys, dtype=torch.bool).tril()
+    if kind == "apart":
+        seen = torch.rand(rows, keys) > 0.97
+    if kind == "nowhere":
+        seen[rows // 2 :] = False
+    return seen
+
+
+@pytest.mark.parametrize("form", ["operator", "operator, added", "filled", "added", "padding"])
+def test_masks_in_memory(form: str) -> None:
+    """Keys that a mask hides from a whole tile of queries are passed over; the rest is as ever."""
+    q, k, v = qkv(batch=2, heads=4, rows=260, keys=300)
+    fn = MASKED[form]
+    compiled = torch.compile(fn, backend="helion")
+    for kind in ("together", "apart", "nowhere", "not finite"):
+        mask: Tensor = hidden_by_memory(kind, 260, 300)
+        if form == "padding":
+            mask = mask[[100, 250]]
+        elif form.endswith("added"):
+            mask = torch.zeros(260, 300).masked_fill(~mask, LEAST)
+        if kind == "not finite" and not form.startswith("operator"):  # ATen passes such keys over
+            k[0, 1, 280, 3] = math.nan
+        with _testing.recorded_graphs() as records:
+            got = compiled(q, k, v, mask)
+        for region in (r for record in records for r in record.regions):
+            assert "firsts" in str(region.kernel), "the mask is not looked through"
+        want = fn(q, k, v, mask)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+MASKED: dict[str, Callable[..., Tensor]] = {
+    "operator": lambda q, k, v, m: sdpa(q, k, v, attn_mask=m),
+    "operator, added": lambda q, k, v, m: sdpa(q, k, v, attn_mask=m),
+    "filled": lambda q, k, v, m: torch.softmax(scores(q, k).masked_fill(m == 0, -INF), -1) @ v,
+    "added": lambda q, k, v, m: torch.softmax(scores(q, k) + m, -1) @ v,
+    "padding": lambda q, k, v, m: (
+        torch.softmax(scores(q, k) + (1.0 - m[:, None, None].float()) * LEAST, -1) @ v
+    ),
+}
 
 
 @pytest.mark.parametrize("bad", [math.nan, INF, -INF])

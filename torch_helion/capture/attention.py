@@ -22,7 +22,14 @@ from torch import fx
 from torch_helion import _hardware, exc
 from torch_helion._logging import get_logger
 from torch_helion.capture import attention_emit
-from torch_helion.capture.attention_match import BEGINNINGS, Attention, candidates, operand_at
+from torch_helion.capture.attention_gradients import match_gradients
+from torch_helion.capture.attention_match import (
+    BEGINNINGS,
+    Attention,
+    candidates,
+    match_softmax,
+    operand_at,
+)
 from torch_helion.capture.attention_space import Program
 from torch_helion.capture.axes import refusal
 from torch_helion.capture.mutation import Mutations
@@ -49,7 +56,7 @@ def find_attention(
     mutations = Mutations(graph)
     probe = Probe()
     facts = Facts(lowerings, lambda f, n: mutations.forbids(n) or probe(f, n))
-    matches, refused = candidates(facts, nodes)
+    matches, refused = candidates(facts, nodes, (match_softmax, match_gradients))
     declined = [Declined(node, why) for node, why in refused]
     found: list[Attention] = []
     for match in matches:

@@ -41,9 +41,9 @@ class TileEmitter(Emitter):
         hints: Mapping[sympy.Symbol, int],
     ) -> None:
         """`nodes`: those that are evaluated where they are needed."""
-        some = [*roles.outer, roles.row, roles.key, roles.depth, roles.width]
+        some = [*roles.outer, roles.row, roles.key, roles.depth, roles.width, *roles.more]
         atoms = [a for a in some if a is not None]
-        full = frozenset(a for a in atoms if a in (roles.depth, roles.width))
+        full = frozenset(a for a in atoms if a in (roles.depth, roles.width, *roles.more))
         template = Template(frozenset(atoms) - full, full)
         trace = Trace(facts, roles.space, nodes, template, hints)
         super().__init__(trace, name, [(a,) for a in atoms])
@@ -83,7 +83,7 @@ class TileEmitter(Emitter):
 
     def set_axis(self, atom: Atom, name: str, size: Size | None = None) -> Axis:
         """Declare an axis, and let it be what the atom is from here on."""
-        whole = atom in (self.roles.depth, self.roles.width)
+        whole = atom in (self.roles.depth, self.roles.width, *self.roles.more)
         extent = self.roles.space.extents[atom] if whole else self.extents[atom]
         axis = self.b.axis(name, extent if size is None else size, "full" if whole else "block")
         self.phase.axes[self.trace.name(atom)] = axis

@@ -29,8 +29,18 @@ from torch import fx
 from torch_helion import _hardware, exc
 from torch_helion.capture.attention_backward import BackwardEmitter
 from torch_helion.capture.attention_base import TileEmitter
-from torch_helion.capture.attention_masks import CAUSAL, EVERYTHING, Band, Masks
-from torch_helion.capture.attention_match import ADDED, Attention
+from torch_helion.capture.attention_gradients import GradientsEmitter
+from torch_helion.capture.attention_masks import (
+    ADDED,
+    CAUSAL,
+    EVERYTHING,
+    FACTOR,
+    LARGEST_ELEMENT,
+    Masks,
+    Test,
+)
+from torch_helion.capture.attention_match import ADDED as ADDING
+from torch_helion.capture.attention_match import Attention
 from torch_helion.capture.attention_space import Roles, roles_of
 from torch_helion.capture.axes import Atom, refusal
 from torch_helion.capture.collapse import reachable
@@ -56,6 +66,8 @@ CASTS = frozenset({
 })  # fmt: skip
 FEW_ROWS = 8
 """With as few queries, heads that share keys are rows of one tile."""
+LEAST_SHARED = 4
+"""Heads that share a mask, if it is looked through before the products."""
 PART = 512
 """Least keys of a part, where several steps share the keys of a head."""
 
@@ -68,7 +80,9 @@ def build(
     roles = roles_of(facts, attention)
     try:
         backward = attention.flash is not None and attention.flash.backward
-        emitter = BackwardEmitter if backward else AttentionEmitter
+        emitter: Any = BackwardEmitter if backward else AttentionEmitter
+        if attention.gradients is not None:
+            emitter = GradientsEmitter
         return emitter(facts, attention, roles, hints).emit_kernel()
     except CollapseError:
         raise refusal(attention.first, "an axis is needed that the kernel has not") from None
@@ -95,6 +109,11 @@ class AttentionEmitter(TileEmitter):
         self.given: dict[fx.Node, Value] = {}
         """Values of the products, where they are known."""
         self.band = EVERYTHING
+        self.masks: Masks
+        self.tests: list[Test] = []
+        """Parts of masks in memory that are looked through before the products."""
+        self.seen: list[sympy.Symbol] = []
+        """The first and the last key that those let a tile of queries see."""
         self.flagged: list[Atom] = []
         """The heads that have a flag."""
         self.whole: sympy.Symbol | None = None
@@ -105,13 +124,17 @@ class AttentionEmitter(TileEmitter):
     def emit_kernel(self) -> Emitted:
         self._check_weights()
         grid, blocks = self._declare_axes()
-        self.band = self._visible()
-        flags = self._flag_phase() if self.band and self.attention.mask_matters else None
         parts = self._parts()
+        self._find_hidden(parts == 1)
+        some = bool(self.band or self.tests)
+        seen = self._seen_phase() if self.tests else []
+        flags = self._flag_phase() if some and self.attention.mask_matters else None
         split = [self.b.axis("s", parts)] if parts > 1 else []
         with self.b.grid(*grid, *split, blocks=[*blocks, *[1 for _ in split]]):
             self._read_flag(flags)
+            self._read_seen(seen)
             queries = self.value(self.use(self.roles.queries))
+            self._require_small(queries)
             state = self._over_keys(queries, parts)
             if not split:
                 self._finish_rows(state)
@@ -255,26 +278,152 @@ class AttentionEmitter(TileEmitter):
             each = sympy.ceiling(size / sympy.Integer(parts))
             begin = begin + each * begin_symbol("s")
             size = sympy.Max(0, sympy.Min(each, size - each * begin_symbol("s")))
-        key = b.axis("n", size)
+        if self.masks.floor == -math.inf:
+            return self._loop(queries, begin, size, state)
+        return self._twice(queries, begin, size, state)
+
+    def _loop(
+        self, queries: Value, begin: Size, size: Size, state: list[Value], name: str = "n"
+    ) -> list[Value]:
+        """All tiles of the keys from `begin` on."""
+        b = self.b
+        key = b.axis(name, size)
         inside = self.inside({self.roles.key: key}, {self.roles.key: begin})
         with inside, b.tile_loop([key], state, [b.block("n")]) as loop:
             loop.finish(self._tile(queries, key, loop.args))
         return list(loop.results)
 
+    def _twice(self, queries: Value, begin: Size, size: Size, start: list[Value]) -> list[Value]:
+        """The keys that are seen; and where some row has no score that is no mask's number, all
+        keys from the start: there, hidden ones have weights.
+        """
+        b = self.b
+        met = self._loop(queries, begin, size, start)
+        none = b.pointwise("le", met[0], self.number(self.masks.floor))
+        numbers = (b.const(n, torch.int64) for n in (1, 0))
+        none = b.reduce("max", b.pointwise("where", none, *numbers), self.rows)
+        lost = b.bind(none, "lost")
+        again = b.pointwise("gt", none, b.const(0, torch.int64))
+        state = [b.pointwise("where", again, *pair) for pair in zip(start, met, strict=True)]
+        every = self.extents[self.roles.key]
+        return self._loop(queries, sympy.Integer(0), every * lost, state, "every")
+
     # -- keys that no query of a tile sees --------------------------------------------------------
 
-    def _visible(self) -> Band:
-        """What the graph proves about which keys a query sees."""
-        flash, roles = self.attention.flash, self.roles
+    def _find_hidden(self, finite: bool) -> None:
+        """What the graph proves about which keys a query sees; `finite`: large negative numbers
+        hide, too.
+        """
+        flash, roles, first = self.attention.flash, self.roles, self.attention.first
         row = None if roles.row is None else self.trace.name(roles.row)
-        masks = Masks(row, self.trace.name(roles.key))
+        self.masks = masks = Masks(row, self.trace.name(roles.key), first, finite=finite)
         if flash is None:
-            masks.added = self.attention.first.meta["val"].dtype is not torch.float16
-            return masks.visible(self._scores())
-        band = CAUSAL if flash.causal else EVERYTHING
-        if flash.mask is not None:
-            band = band & masks.visible(self.use((self.attention.first, flash.mask)))
-        return band
+            masks.added = first.meta["val"].dtype is not torch.float16
+            self.band = masks.visible(self._scores())
+        else:
+            self.band = CAUSAL if flash.causal else EVERYTHING
+            if flash.mask is not None:
+                masks.finite = finite and abs(flash.scale) <= FACTOR
+                self.band = self.band & masks.added_mask(self.use((first, flash.mask)))
+        self.tests = masks.tests if self._tests_pay() else []
+
+    def _tests_pay(self) -> bool:
+        """Whether looking through the masks costs little against the products: they are shared by
+        heads, or the same for all queries.
+        """
+        names = self._tested()
+        if self.roles.row is None or self.trace.name(self.roles.row) not in names:
+            return True
+        others = [a for a in self.roles.outer if self.trace.name(a) not in names]
+        counts = [hint_of(self.roles.space.extents[a], self.hints) or 1 for a in others]
+        return math.prod(counts) >= LEAST_SHARED
+
+    def _tested(self) -> set[str]:
+        """The axes of the masks that are looked through."""
+        below = reachable(test.at for test in self.masks.tests)
+        places = [p for i in below for p in i.index]
+        atoms = (*self.roles.outer, *([] if self.roles.row is None else [self.roles.row]))
+        return {n for a in atoms if _mentions(places, n := self.trace.name(a))}
+
+    def _seen_phase(self) -> list[Buffer]:
+        """The first and the last key that each row of the masks lets its queries see."""
+        b, roles, outer = self.b, self.roles, self.phase
+        self.phase = Phase(0, {}, {})
+        names = self._tested()
+        self.looked = [a for a in roles.outer if self.trace.name(a) in names]
+        grid = [self.set_axis(a, f"w{number}") for number, a in enumerate(self.looked)]
+        blocks: list[Size] = [1] * len(grid)
+        if roles.row is not None and self.trace.name(roles.row) in names:
+            self.looked.append(roles.row)
+            grid.append(self.set_axis(roles.row, "wm"))
+            blocks.append(b.block("m"))
+        shape = tuple(a.size for a in grid)
+        buffers = [
+            b.buffer(name, torch.int64, shape, contiguous_strides(shape), "workspace")
+            for name in ("firsts", "lasts")
+        ]
+        with b.grid(*grid, blocks=blocks):
+            key = b.axis("wn", self.extents[roles.key])
+            none = b.expand(b.size_value(self.extents[roles.key]), grid)
+            start = [none, b.expand(b.const(-1, torch.int64), grid)]
+            inside = self.inside({roles.key: key})
+            with inside, b.tile_loop([key], start, [b.block("n")]) as loop:
+                loop.finish(self._look(loop.args, [*grid, key], key))
+            for buffer, value in zip(buffers, loop.results, strict=True):
+                b.store(buffer, [Affine.of(a) for a in grid], value)
+        self.phase = outer
+        return buffers
+
+    def _look(self, state: list[Value], axes: list[Axis], key: Axis) -> list[Value]:
+        b, hidden = self.b, None
+        for test in self.tests:
+            value = self.value(test.at)
+            if test.wanted is None:
+                value = b.cast(value, self.acc_dtype)
+                value = b.pointwise("le", value, self.number(ADDED))
+            elif not test.wanted:
+                value = b.pointwise("not", value)
+            hidden = value if hidden is None else b.pointwise("or", hidden, value)
+        assert hidden is not None
+        place = self.place_of(self.roles.key)
+        found = []
+        for old, none, fn, join in zip(
+            state,
+            (b.size_value(self.extents[self.roles.key]), b.const(-1, torch.int64)),
+            ("min", "max"),
+            ("minimum", "maximum"),
+            strict=True,
+        ):
+            seen = b.expand(b.pointwise("where", hidden, none, place), axes)
+            found.append(b.pointwise(join, old, b.reduce(fn, seen, [key])))
+        return found
+
+    def _read_seen(self, buffers: list[Buffer]) -> None:
+        """Those of this tile of queries."""
+        b, roles = self.b, self.roles
+        for buffer, fn in zip(buffers, ("min", "max"), strict=False):
+            index: list[IndexExpr] = []
+            for atom in self.looked:
+                axis = self.axis_of(atom)
+                index.append(
+                    Affine.of(axis) if atom == roles.row else Affine((), begin_symbol(axis))
+                )
+            value = b.load(buffer, index)
+            if value.type.axes:
+                value = b.reduce(fn, value, value.type.axes)
+            self.seen.append(b.bind(value, "seen"))
+
+    def _require_small(self, queries: Value) -> None:
+        """Where a mask is added, queries that are large may make scores that it does not hide."""
+        if self.whole is None or not self.masks.adds:
+            return
+        b = self.b
+        size = b.pointwise("abs", b.cast(queries, self.acc_dtype))
+        size = b.reduce("max", size, size.type.axes)
+        large = b.pointwise("gt", size, self.number(LARGEST_ELEMENT))
+        ones = (b.const(n, torch.int64) for n in (1, 0))
+        flag = b.pointwise("maximum", b.size_value(self.whole), b.pointwise("where", large, *ones))
+        self.whole = b.bind(flag, "whole")
 
     def _range(self) -> tuple[Size, Size]:
         """The first key of the loop, and how many there are."""
@@ -288,6 +437,8 @@ class AttentionEmitter(TileEmitter):
             begin = sympy.Max(begin, self.final(constant) + (first if diagonal else 0))
         for diagonal, constant in self.band.highs:
             end = sympy.Min(end, self.final(constant) + 1 + (last if diagonal else 0))
+        if self.seen:
+            begin, end = sympy.Max(begin, self.seen[0]), sympy.Min(end, self.seen[1] + 1)
         size = end if begin == 0 else sympy.Max(0, end - begin)
         if self.whole is not None:
             begin = begin * (1 - self.whole)
@@ -316,6 +467,10 @@ class AttentionEmitter(TileEmitter):
                 total = loop.args[0]
                 for use in (roles.keys, roles.values):
                     value = b.cast(self.value(self.use(use)), self.acc_dtype)
+                    if use is roles.keys and self.masks.adds:  # a large one counts as inf
+                        size = b.pointwise("abs", value)
+                        large = b.pointwise("gt", size, self.number(LARGEST_ELEMENT))
+                        value = b.pointwise("where", large, self.number(math.inf), value)
                     value = b.pointwise("mul", value, self.number(0.0))
                     axes = [a for a in value.type.axes if a not in grid]
                     total = b.pointwise("add", total, b.reduce("sum", value, axes))
@@ -379,7 +534,7 @@ class AttentionEmitter(TileEmitter):
         flash, first = self.attention.flash, self.attention.first
         if flash is not None:
             return self.flash_score(product, first, flash)
-        if first.target is ADDED:
+        if first.target is ADDING:
             product = self._added(first, product)
         self.given[first] = self.b.cast(product, first.meta["val"].dtype)
         return self.b.cast(self.value(self._scores()), self.acc_dtype)
@@ -409,10 +564,18 @@ class AttentionEmitter(TileEmitter):
         if attention.flash is None:
             dtype = attention.second.meta["val"].dtype
             self.given[attention.second] = value = b.cast(result, dtype)
-            (output,) = attention.outputs
+            output = attention.outputs[0]
             if output is not attention.second:
                 value = self.value(self.trace.output(output))
             self.store_value(output, value)
+            softmax = attention.softmax
+            assert softmax is not None
+            for number in attention.outputs[1:]:  # a backward graph computes the weights again
+                kept = top
+                if number is softmax.nodes[3]:
+                    none = b.pointwise("eq", top, self.number(-math.inf))
+                    kept = b.pointwise("where", none, self.number(math.nan), state[1])
+                self.store_value(number, b.cast(kept, number.meta["val"].dtype))
             return
         output = attention.outputs[0]
         self.store_value(output, b.cast(result, output.meta["val"].dtype))

@@ -1,11 +1,15 @@
-"""Where scores can be anything else than -inf, as far as the graph proves it from positions.
+"""Which scores are hidden, as far as the graph proves it: -inf, or a large negative number.
 
 What flows in: the instances that make a score (`trace.py`), the names of the axes of queries and
 keys. What flows out: a `Band`: bounds of the key's position that depend on the query's by a
-constant at most. Keys outside of it need no product: their weights are 0. Only comparisons of
+constant at most; and `Test`s: parts of masks that are read from memory, from which a kernel finds
+such bounds when it runs. Keys outside need no product: their weights are 0. Only comparisons of
 positions, joined by logic and chosen between by `where`, prove anything; whatever else stands in
 the graph counts as visible, and a band is no more than an upper bound of what is: scores inside are
 masked as written.
+
+A score that is hidden by a number c has the weight exp(c - top) = 0 as long as its row has a score
+above c / 2 (`Masks.floor`): a row that has none must meet all of its keys.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 
+from torch_helion.capture.collapse import reachable
 from torch_helion.capture.trace import Instance
 from torch_helion.ir.types import Affine, Size
 
@@ -64,21 +70,56 @@ class Linear:
         )
 
 
+FILL = -4096.0
+"""A score that is replaced by this or less is hidden: exp(FILL / 2) is 0 in every dtype."""
+ADDED = -1e30
+"""So is one to which this or less is added, if it is no more than `LARGE` itself."""
+LARGE = 1e29
+FACTOR = 2.0**20
+"""Scores are products times factors of no more than this (see `LARGEST_ELEMENT`)."""
+LARGEST_ELEMENT = 1e10
+"""Products of elements up to this stay below `LARGE`, whatever they are multiplied by: the kernel
+looks for larger ones."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """A score is hidden where `at` is `wanted` (of a bool), or is no more than `ADDED`."""
+
+    at: Instance
+    wanted: bool | None
+
+
 class Masks:
     """Reads bands off the instances of one score."""
 
-    def __init__(self, row: str | None, key: str, added: bool = True) -> None:
-        """`added`: a sum with -inf hides a score; float16 scores may overflow to inf, and then it
-        does not.
+    def __init__(
+        self,
+        row: str | None,
+        key: str,
+        product: fx.Node | None = None,
+        added: bool = True,
+        finite: bool = False,
+    ) -> None:
+        """`product`: what scores are made of. `added`: a sum with -inf hides a score; float16
+        scores may overflow to inf, and then it does not. `finite`: large negative numbers hide, too
+        (whoever asks must see to rows that see nothing else).
         """
         self.row = row
         self.key = key
+        self.product = product
         self.added = added
+        self.finite = finite
+        self.floor = -math.inf
+        """A row without a score above it has to meet all of its keys."""
+        self.adds = False
+        """Whether scores are hidden by a sum: only if they are not large themselves."""
+        self.tests: list[Test] = []
 
     # -- scores -----------------------------------------------------------------------------------
 
     def visible(self, at: Instance) -> Band:
-        """Outside of the band the value is -inf (or NaN, where what is added to -inf is)."""
+        """Outside of the band the value is hidden (or NaN, where what is added to -inf is)."""
         if at.kind != "compute":
             return EVERYTHING
         target = at.node.target
@@ -86,17 +127,96 @@ class Masks:
             test, yes, no = (at.operands.get((i,)) for i in range(3))
             if test is None or yes is None or no is None:
                 return EVERYTHING
-            if constant_of(yes) == -math.inf:
-                return self.visible(no) & self.holds(test, False)
-            if constant_of(no) == -math.inf:
-                return self.visible(yes) & self.holds(test, True)
+            if self._hides(yes, FILL):
+                return self.visible(no) & self._where(test, False, yes)
+            if self._hides(no, FILL):
+                return self.visible(yes) & self._where(test, True, no)
             return EVERYTHING
         if target is aten.add.Tensor and self.added and not at.node.kwargs:
-            parts = [self.visible(p) for p in at.operands.values()]
-            return parts[0] & parts[1] if len(parts) == 2 else EVERYTHING
+            parts = list(at.operands.values())
+            if len(parts) != 2:
+                return EVERYTHING
+            return self.adding(*parts) & self.adding(*reversed(parts))
         if target in _CASTS and _is_wide(at):
             return self.visible(next(iter(at.operands.values())))
         return EVERYTHING
+
+    def _hides(self, at: Instance, least: float) -> bool:
+        number = constant_of(at)
+        return number == -math.inf or (self.finite and number is not None and number <= least)
+
+    def _where(self, test: Instance, wanted: bool, fill: Instance) -> Band:
+        """A choice between scores and a number: they are scores where the test is `wanted`."""
+        band = self.holds(test, wanted)
+        number = constant_of(fill)
+        assert number is not None
+        if self._test(Test(test, not wanted)) or band:
+            self.floor = max(self.floor, number / 2)
+        return band
+
+    def adding(self, part: Instance, score: Instance) -> Band:
+        """What `part` hides, which is added to a score."""
+        finite = self.finite and self.bounded(score)
+        outer, self.finite = self.finite, False
+        try:
+            if any(i.node is self.product for i in reachable([part])):
+                return self.visible(part)
+            self.finite = finite
+            return self._added(part)
+        finally:
+            self.finite = outer
+
+    def added_mask(self, mask: Instance) -> Band:
+        """What a mask hides that ATen's operator adds to its scores."""
+        return self._added(mask)
+
+    def _added(self, part: Instance) -> Band:
+        while part.kind == "compute" and part.node.target in _CASTS and _is_wide(part):
+            (part,) = part.operands.values()
+        band = EVERYTHING
+        if part.kind == "compute" and part.node.target is aten.where.self:
+            test, yes, no = (part.operands.get((i,)) for i in range(3))
+            for fill, wanted in ((yes, False), (no, True)):
+                if test is not None and fill is not None and self._hides(fill, ADDED):
+                    band = self.holds(test, wanted)
+                    number = constant_of(fill) or -math.inf
+                    self.floor = max(self.floor, number / 2 if band else -math.inf)
+        if self._test(Test(part, None)):
+            self.floor = max(self.floor, ADDED / 2)
+        self.adds = self.adds or self.finite
+        return band
+
+    def _test(self, test: Test) -> bool:
+        """Keep what a kernel can find out when it runs: about values in memory."""
+        below = reachable([test.at])
+        if not self.finite or any(i.node is self.product for i in below):
+            return False
+        if not any(i.kind == "load" and self.key in _names(i) for i in below):
+            return False
+        self.tests.append(test)
+        return True
+
+    def bounded(self, at: Instance, factor: float = 1.0) -> bool:
+        """Whether a score is no more than `LARGE` if its queries and keys are not large."""
+        if at.node is self.product:
+            return factor <= FACTOR
+        target = at.node.target
+        parts = list(at.operands.values())
+        if target in (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar):
+            number = self._scalar(at, 1)
+            if number is None or not parts or not 0 < number < math.inf:
+                return False
+            size = number if target in (aten.mul.Tensor, aten.mul.Scalar) else 1 / number
+            return self.bounded(parts[0], factor * size)
+        if target in (aten.tanh.default, aten.sigmoid.default):
+            return factor <= LARGE
+        if target in _CASTS:
+            return _is_wide(at) and self.bounded(parts[0], factor)
+        if target is aten.where.self and len(parts) == 3:  # masked already: nothing large
+            return all(
+                self.bounded(p, factor) or (constant_of(p) or 1) <= 0 for p in parts[1:]
+            )
+        return False
 
     # -- conditions -------------------------------------------------------------------------------
 
@@ -226,6 +346,11 @@ class Masks:
         if terms:
             return None
         return Linear(step * row, step * key, start + step * place.offset)
+
+
+def _names(at: Instance) -> set[str]:
+    """The axes along which an instance is read."""
+    return {n for place in at.index if isinstance(place, Affine) for n in place.axis_names}
 
 
 def constant_of(at: Instance) -> float | int | bool | None:

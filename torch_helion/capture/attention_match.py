@@ -65,6 +65,20 @@ class Flash:
 
 
 @dataclass(frozen=True)
+class Gradients:
+    """The parts of a plain backward (:mod:`torch_helion.capture.attention_gradients`)."""
+
+    weights: fx.Node
+    """computed again: exp(scores - top) / total"""
+    sub: fx.Node
+    """scores - top"""
+    source: fx.Node
+    """the product that is the gradient of the weights"""
+    ends: tuple[tuple[fx.Node, Path], ...]
+    """products with something as large as the scores, and where that stands in them"""
+
+
+@dataclass(frozen=True)
 class Attention(Region):
     """A region: what its parts are."""
 
@@ -82,6 +96,7 @@ class Attention(Region):
         """Whether a key that is hidden still has a part in the result if it is NaN: 0 · NaN."""
         return self.flash is None or self.flash.mask is not None
 
+    gradients: Gradients | None = None
     program: Any = None
     """what evaluates it on a small instance (:mod:`torch_helion.capture.small_instance`)"""
 
@@ -110,14 +125,14 @@ def match_flash(facts: Facts, node: fx.Node, number: dict[fx.Node, int]) -> Atte
     path = next((p for p, n in facts.operands(node) if n is mask and p not in _OPERANDS), None)
     flash = Flash(float(scale), bool(given["is_causal"]), path, backward)
     core = {node, *items.values()}
-    taken = _absorb(facts, core, [] if mask is None else [mask], number, _is_cheap)
-    nodes = tuple(sorted(_without_rim_views(facts, taken, core), key=number.__getitem__))
-    inputs = _inputs(facts, nodes)
+    taken = absorb(facts, core, [] if mask is None else [mask], number, is_cheap)
+    nodes = tuple(sorted(without_rim_views(facts, taken, core), key=number.__getitem__))
+    inputs = inputs_of(facts, nodes)
     name = "attention_backward" if backward else "attention"
     return Attention(nodes, inputs, outputs, name, node, node, (), None, flash)
 
 
-def _inputs(facts: Facts, nodes: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
+def inputs_of(facts: Facts, nodes: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
     inside = set(nodes)
     operands = (o for n in nodes for _, o in facts.operands(n))
     return tuple(dict.fromkeys(o for o in operands if o not in inside))
@@ -161,21 +176,21 @@ def match_softmax(facts: Facts, div: fx.Node, number: dict[fx.Node, int]) -> Att
 
     Raises `exc.LoweringError` where two products stand around it and yet it is none of ours.
     """
-    softmax = _softmax(div)
+    softmax = softmax_of(div)
     if softmax is None:
         return None
     after = _to_product(softmax.weights)
     if after is None:
         return None
     *between, second = after
-    first = _scores_product(facts, softmax.scores, number)
+    first = scores_product(facts, softmax.scores, number)
     if first is None:
         return None
     (path,) = [p for p, n in facts.operands(second) if n is (between or [softmax.weights])[-1]]
     return _assemble(facts, softmax, between, first, second, path, number)
 
 
-def _softmax(div: fx.Node) -> Softmax | None:
+def softmax_of(div: fx.Node) -> Softmax | None:
     if div.target is not aten.div.Tensor or len(div.args) != 2:
         return None
     exp, total = div.args
@@ -235,7 +250,7 @@ def _made_safe(softmax: Softmax, rank: int) -> Softmax | None:
     return Softmax(softmax.scores, softmax.dim, nodes, where, True)  # type: ignore[arg-type]
 
 
-_CARRIERS = frozenset({
+CARRIERS = frozenset({
     prims.convert_element_type.default, aten._to_copy.default, aten.expand.default,
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default,
     aten.transpose.int, aten.t.default, aten.unsqueeze.default, aten.squeeze.dim,
@@ -255,11 +270,11 @@ def _to_product(weights: fx.Node) -> list[fx.Node] | None:
         found.append(at)
         if at.target in PRODUCTS:
             return found
-        if at.target not in _CARRIERS:
+        if at.target not in CARRIERS:
             return None
 
 
-def _scores_product(facts: Facts, scores: fx.Node, number: dict[fx.Node, int]) -> fx.Node | None:
+def scores_product(facts: Facts, scores: fx.Node, number: dict[fx.Node, int]) -> fx.Node | None:
     """The one product that the scores are computed from, through pointwise nodes and views."""
     found: set[fx.Node] = set()
     seen = {scores}
@@ -297,26 +312,27 @@ def _assemble(
     weights: Path,
     number: dict[fx.Node, int],
 ) -> Attention:
-    path = _path(facts, first, softmax.scores, number)
+    path = scores_path(facts, first, softmax.scores, number)
     core = {first, second, *softmax.nodes, *between, *path}
-    after = _after(facts, second)
+    after = after_product(facts, second)
     core |= set(after)
     output = after[-1] if after else second
-    for node in core - {output}:
+    numbers = [n for n in (softmax.nodes[0], softmax.nodes[3]) if set(n.users) - core]
+    for node in core - {output, *numbers}:
         if any(user not in core for user in node.users):
             raise refusal(node, f"{node.name} is used elsewhere")
     chains = [n for _, n in facts.operands(first)]
     chains += [n for p, n in facts.operands(second) if p != weights]
-    taken = _absorb(facts, core, chains, number, _is_carried)
+    taken = absorb(facts, core, chains, number, is_carried)
     scores = [n for p in (*path, *softmax.nodes) for _, n in facts.operands(p)]
-    taken = _absorb(facts, taken, scores, number, _is_cheap)
-    nodes = sorted(_without_rim_views(facts, taken, core), key=number.__getitem__)
+    taken = absorb(facts, taken, scores, number, is_cheap)
+    nodes = sorted(without_rim_views(facts, taken, core), key=number.__getitem__)
     if sum(facts.kind(n) == "compute" for n in path) > MAX_SCORE_NODES:
         raise refusal(first, "too many nodes between the products")
     return Attention(
         tuple(nodes),
-        _inputs(facts, nodes),
-        (output,),
+        inputs_of(facts, nodes),
+        (output, *numbers),
         _name(softmax),
         first,
         second,
@@ -330,7 +346,7 @@ def _name(softmax: Softmax) -> str:
     return "attention" if not softmax.safe else "attention_safe"
 
 
-def _path(
+def scores_path(
     facts: Facts, first: fx.Node, scores: fx.Node, number: dict[fx.Node, int]
 ) -> tuple[fx.Node, ...]:
     """Nodes from the product to the scores that depend on it: pointwise ones and views."""
@@ -354,14 +370,14 @@ def _path(
     return path
 
 
-def _after(facts: Facts, second: fx.Node) -> list[fx.Node]:
+def after_product(facts: Facts, second: fx.Node) -> list[fx.Node]:
     """Views and copies behind the product, as long as each is the only use of the one before."""
     found: list[fx.Node] = []
     kept = 0
     at = second
     while len(at.users) == 1:
         (at,) = at.users
-        if at.target not in _CARRIERS or not is_tensor(at):
+        if at.target not in CARRIERS or not is_tensor(at):
             break
         found.append(at)
         row = facts.lowerings.get(at.target)  # type: ignore[call-overload]
@@ -377,7 +393,7 @@ def _owns_memory(facts: Facts, node: fx.Node) -> bool:
     return not facts.is_view(node)
 
 
-def _is_carried(facts: Facts, node: fx.Node) -> bool:
+def is_carried(facts: Facts, node: fx.Node) -> bool:
     """Whether an operand of a product may be made in the kernel: moved, cast, scaled by a number.
 
     It is made again for every tile of queries.
@@ -387,15 +403,15 @@ def _is_carried(facts: Facts, node: fx.Node) -> bool:
         return True
     if row.kind != "pointwise" or len(facts.operands(node)) != 1:
         return False
-    return node.target in _CARRIERS or node.target in (aten.mul.Tensor, aten.mul.Scalar)
+    return node.target in CARRIERS or node.target in (aten.mul.Tensor, aten.mul.Scalar)
 
 
-def _is_cheap(facts: Facts, node: fx.Node) -> bool:
+def is_cheap(facts: Facts, node: fx.Node) -> bool:
     """Whether a part of the mask or bias may be computed again for every head and every tile."""
     return facts.lowerings[node.target].kind in ("view", "pointwise")  # type: ignore[index]
 
 
-def _absorb(
+def absorb(
     facts: Facts,
     core: set[fx.Node],
     roots: Iterable[fx.Node],
@@ -424,7 +440,7 @@ def _absorb(
     return taken
 
 
-def _without_rim_views(facts: Facts, taken: set[fx.Node], core: set[fx.Node]) -> set[fx.Node]:
+def without_rim_views(facts: Facts, taken: set[fx.Node], core: set[fx.Node]) -> set[fx.Node]:
     """Views of values from outside stay outside, where they are free."""
     kept = set(taken)
     changed = True
@@ -440,9 +456,12 @@ def _without_rim_views(facts: Facts, taken: set[fx.Node], core: set[fx.Node]) ->
 
 
 def candidates(
-    facts: Facts, nodes: Sequence[fx.Node]
+    facts: Facts, nodes: Sequence[fx.Node], plain: Sequence[Any]
 ) -> tuple[list[Attention], list[tuple[fx.Node, str]]]:
-    """Every attention of a graph, and what looks like one with the reason why it is none."""
+    """Every attention of a graph, and what looks like one with the reason why it is none.
+
+    `plain`: what finds one around a division that ends a softmax.
+    """
     number = {node: i for i, node in enumerate(nodes)}
     found: list[Attention] = []
     declined: list[tuple[fx.Node, str]] = []
@@ -452,7 +471,8 @@ def candidates(
             if node.target in (FLASH, BACKWARD):
                 match = match_flash(facts, node, number)
             elif node.target is aten.div.Tensor:
-                match = match_softmax(facts, node, number)
+                tries = (find(facts, node, number) for find in plain)
+                match = next((m for m in tries if m is not None), None)
             if match is not None:
                 found.append(match)
         except exc.LoweringError as error:

@@ -7,7 +7,7 @@ instance, which knows the extents that a kernel of this kind must be tried at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -62,6 +62,8 @@ class Roles:
     queries: Use
     keys: Use
     values: Use
+    more: Atoms = ()
+    """Of gradients: the columns of their products, which are whole."""
 
     @property
     def outer_names(self) -> list[str]:
@@ -83,6 +85,8 @@ def roles_of(facts: Facts, attention: Attention) -> Roles:
         raise refusal(attention.first, str(error)) from None
     if attention.flash is not None:
         return _of_flash(space, attention)
+    if attention.gradients is not None:
+        return _of_gradients(space, attention)
     return _of_products(facts, space, attention)
 
 
@@ -207,6 +211,46 @@ def _of_products(facts: Facts, space: Space, attention: Attention) -> Roles:
     )
 
 
+def _of_gradients(space: Space, attention: Attention) -> Roles:
+    first, gradients = attention.first, attention.gradients
+    assert gradients is not None
+    whole, tops = (space.of((gradients.sub, (place,))) for place in (0, 1))
+    of_rows = {a for dim in tops for a in dim}
+    keys = tuple(a for dim in whole for a in dim if a not in of_rows)
+    *batch, one, other = space.of(first)
+    rows = one if set(keys) & set(other) else other
+    outer = tuple(a for dim in batch for a in dim)
+    depth, width = (space.of((n, (0,)))[-1] for n in (first, gradients.source))
+    uses: list[Use] = []
+    for product in (first, gradients.source):
+        left, right = ((product, (place,)) for place in (0, 1))
+        if set(keys) & set(space.atoms(left)):
+            left, right = right, left
+        if set(keys) & set(space.atoms(left)) or not set(keys) <= set(space.atoms(right)):
+            raise refusal(product, "the softmax is not taken along the keys")
+        uses += [left, right]
+    more: list[Atom] = []
+    for end, path in gradients.ends:
+        inner, result = space.atoms((end, path)), space.atoms(end)
+        columns = [a for a in result if a not in inner]
+        left = space.of((end, (0,)))[-1]
+        if set(inner) != {*outer, *rows, *keys} or len(columns) != 1:
+            raise refusal(end, "it is no product of scores with queries, keys or values")
+        if len(left) != 1 or left[0] not in (*rows[-1:], *keys) or len(rows) != 1:
+            raise refusal(end, "it does not sum over the keys or the queries")
+        if not isinstance(space.extents[columns[0]], int):
+            raise refusal(end, "its head size is not known when compiling")
+        more += columns
+    queries, key, _, values = uses
+    found = _roles(
+        space, attention, outer, rows, keys, depth, width, set(outer), (queries, key, values)
+    )
+    every = [*found.outer, *rows, *keys, *depth, *width, *more]
+    if len(set(every)) != len(every):
+        raise refusal(first, "one axis stands in two places")
+    return replace(found, shared=(), more=tuple(more))
+
+
 def _roles(
     space: Space,
     attention: Attention,
@@ -258,7 +302,7 @@ class Program(small_instance.Program):
             return CHECKED_KEYS
         if atom == self.roles.row:
             return CHECKED_ROWS
-        if atom in (self.roles.depth, self.roles.width):
+        if atom in (self.roles.depth, self.roles.width, *self.roles.more):
             extent = self.space.extents[atom]
             assert isinstance(extent, int)
             return extent

@@ -26,6 +26,7 @@ from torch_helion import _logging, exc, settings
 from torch_helion.capture import entry, host_faults
 from torch_helion.capture import inductor_compat as inductor
 from torch_helion.capture import options as request_options
+from torch_helion.capture.attention_joint import JointPass
 from torch_helion.capture.graph_pass import (
     HelionPass,
     changed_settings,
@@ -40,6 +41,7 @@ log = _logging.get_logger("capture")
 
 _LONGEST_REASON = 400  # characters of a message that a user should read
 _HOOK = "post_grad_custom_post_pass"
+_JOINT_HOOK = "joint_custom_post_pass"
 # Programs in which our nodes cannot stand: C++ is generated for the whole graph.
 _WITHOUT_OUR_NODES = ("cpp_wrapper", "fx_wrapper")
 
@@ -109,7 +111,9 @@ def hosting_options(request: Request) -> dict[str, Any]:
         **host_faults.options(),
     }
     patches = {**inductor.known_options(ours), **request.host}
-    patches[_HOOK] = HelionPass(request, hooks)
+    patches[_HOOK] = post = HelionPass(request, hooks)
+    if not (request.host.get(_JOINT_HOOK) or inductor.option(_JOINT_HOOK)):
+        patches[_JOINT_HOOK] = JointPass(post.uuid)
     return patches
 
 
