@@ -339,7 +339,9 @@ def table(rows: Sequence[Row], backends: Sequence[str]) -> str:
 def compare(rows: Sequence[Row], old_file: str) -> str:
     """Helion's times then and now, worst first. Only from the same machine do they mean much."""
     saved = json.loads(pathlib.Path(old_file).read_text())
-    old = {Row(**r).key: Row(**r) for r in saved["rows"]}
+    known = [field.name for field in dataclasses.fields(Row)]
+    before_rows = [Row(**{name: r[name] for name in known if name in r}) for r in saved["rows"]]
+    old = {row.key: row for row in before_rows}
     pairs = []
     for row in rows:
         if before := old.get(row.key):

@@ -38,6 +38,7 @@ from torch_helion.capture.contraction_choice import choice_key
 from torch_helion.capture.in_place import fold_copies
 from torch_helion.capture.node import KernelCall, RandomCall, new_random_numbers
 from torch_helion.capture.options import Request
+from torch_helion.capture.shared_heads import share_heads
 
 log = _logging.get_logger("capture")
 aten, prims = torch.ops.aten, torch.ops.prims
@@ -200,6 +201,7 @@ class HelionPass(inductor.GraphPass):
         return self.request.mode.startswith("max-autotune")
 
     def _run(self, graph: Graph, record: GraphRecord) -> None:
+        share_heads(graph)
         eligible = {node for node in graph.nodes if is_eligible(node)}
         record.eligible = len(eligible)
         if self.tunes and not self.stages:
