@@ -25,6 +25,7 @@ from torch_helion import _logging, exc, settings
 from torch_helion.autotuner import reference, results
 from torch_helion.autotuner.arena import Arena
 from torch_helion.autotuner.bench import is_close
+from torch_helion.autotuner.benchmark import copier
 from torch_helion.autotuner.problem import Instance, Judge, Prepared, Problem
 from torch_helion.autotuner.results import KernelId
 from torch_helion.autotuner.search import BaseSearch, FiniteSearch, Result, search_named
@@ -488,28 +489,6 @@ class _Poison(TorchDispatchMode):
 
 
 def cloned(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Copies of the arguments; tensors that share memory share it in the copies, too."""
-    counts: dict[int, int] = {}
-    for tensor in arguments.tensors_of(args):
-        key = tensor.untyped_storage().data_ptr()
-        counts[key] = counts.get(key, 0) + 1
-    storages: dict[int, Any] = {}
-
-    def copied(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        leaf = leaf.detach()
-        key = leaf.untyped_storage().data_ptr()
-        if counts[key] == 1 and not _overlaps(leaf):
-            fresh = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
-            return fresh.copy_(leaf)
-        if key not in storages:
-            storages[key] = leaf.untyped_storage().clone()
-        made = torch.empty(0, dtype=leaf.dtype)
-        return made.set_(storages[key], leaf.storage_offset(), leaf.shape, leaf.stride())
-
+    """Copies of a kernel's arguments, whatever holds their tensors."""
+    copied = copier(arguments.tensors_of(args))
     return tuple(arguments.replace_tensors(arg, copied) for arg in args)
-
-
-def _overlaps(tensor: torch.Tensor) -> bool:
-    return any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
