@@ -243,14 +243,11 @@ def text_of(rows: dict[str, Any], machine: str) -> str:
 def wanted(given: argparse.Namespace, rows: dict[str, Any]) -> list[tuple[str, str]]:
     """The cases to measure now: new ones, then those that were measured longest ago."""
     found = []
-    chosen = [one.partition(":") for one in given.only.split(",")] if given.only else []
-    for name, _, size in chosen:
-        if name not in CASES or size not in ("", *SIZES):
-            raise SystemExit(f"--only {name}:{size}: the kernels are {', '.join(CASES)}")
-    for name in CASES:
-        for size in SIZES:
-            if chosen and not any(n == name and s in ("", size) for n, _, s in chosen):
-                continue
+    for one in given.only.split(",") if given.only else CASES:
+        name, _, chosen = one.partition(":")
+        if name not in CASES or chosen not in ("", *SIZES):
+            raise SystemExit(f"--only {one}: the kernels are {', '.join(CASES)}; sizes {SIZES}")
+        for size in (chosen,) if chosen else SIZES:
             row = rows.get(f"{name} {size}")
             weak = row is not None and any(row[k] < least for k, (least, _) in PROMISED.items())
             if row is None or given.again or (given.below and weak):

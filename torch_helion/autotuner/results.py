@@ -197,6 +197,7 @@ def save(path: str | os.PathLike[str]) -> int:
         ]
     values = {"format": FORMAT, "version": VERSION, "machine": machine_class(), "kernels": entries}
     target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     aside.write_text(json.dumps(values, indent=1) + "\n")
     os.replace(aside, target)

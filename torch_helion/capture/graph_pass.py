@@ -243,6 +243,9 @@ class HelionPass(inductor.GraphPass):
     def _region_may_fail(self, region: Any, record: GraphRecord) -> Iterator[None]:
         try:
             yield
+        except Slower as error:
+            log.info("region %s stays as it is: %s", region.name, error)
+            record.declined += [_declined(node, str(error)) for node in region.nodes]
         except Exception as error:
             if settings.current().strict:
                 raise
@@ -261,6 +264,10 @@ def changed_settings(values: settings.Switches) -> dict[str, Any]:
     }
 
 
+class Slower(Exception):
+    """A kernel that works, but whose operators are faster without it."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A region whose kernel is made and checked, and that is still in the graph."""
@@ -276,7 +283,7 @@ class Plan:
 def plan_region(region: Any, stages: Stages, search: bool = False) -> Plan:
     """Make and check a region's kernel; raises if that fails. The graph is not changed.
 
-    ``search``: for the best config, where none is stored.
+    ``search``: for the best config, where none is stored, and whether the kernel is worth it.
     """
     nodes = tuple(region.nodes)
     if not nodes:
@@ -288,6 +295,9 @@ def plan_region(region: Any, stages: Stages, search: bool = False) -> Plan:
     text = call.text = stages.compile_kernel(made.kernel, made.hints, config)
     _logging.dump(f"{call.name}.ll", text)
     verdict = stages.check(region, made, text) if settings.current().check else "not checked"
+    why = stages.tuning.lost(region, made, text, search) if stages.tuning else None
+    if why is not None:
+        raise Slower(why)
     log.debug("region %s: %d nodes in kernel %s (%s)", region.name, len(nodes), call.name, verdict)
     operators = tuple(str(node.target) for node in nodes)
     taken = TakenRegion(region.name, operators, made.kernel, text, verdict)

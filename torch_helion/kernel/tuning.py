@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_helion import _logging, exc, settings
-from torch_helion.autotuner import reference, results
+from torch_helion.autotuner import ranks, reference, results
 from torch_helion.autotuner.arena import Arena
 from torch_helion.autotuner.bench import is_close
 from torch_helion.autotuner.benchmark import copier
@@ -57,7 +57,13 @@ def autotune(
     """The best config for these arguments: a stored one (unless ``force``), or by a search."""
     made = bound.settings.autotuner_fn
     if made is not None:
-        return Config.from_dict(made(bound, args, **options).autotune())
+        own = made(bound, args, **options)
+        if not hasattr(own, "autotune"):
+            raise exc.InvalidAPIUsage(
+                "autotuner_fn makes a search, an object with a method autotune() that returns a "
+                f"config; it has returned {own!r}"
+            )
+        return Config.from_dict(own.autotune())
     forced = force or bound.settings.force_autotune
     if len(bound.configs) == 1 and not forced:
         return bound.configs[0]
@@ -69,7 +75,7 @@ def autotune(
             raise exc.CacheAssertionError(bound.kernel.name)
     if settings.flag("DISALLOW_AUTOTUNING") not in ("", "0"):
         raise exc.AutotuningDisallowedInEnvironment(f" (kernel {bound.kernel.name!r})")
-    more = {} if budget is None else {"budget": budget}
+    more = options if budget is None else {**options, "budget": budget}
     if len(bound.configs) > 1 and not forced:
         return keep(bound, args, FiniteSearch(bound, args, bound.configs, **more))
     if bound.settings.autotune_effort == "none" and budget is None:
@@ -78,13 +84,12 @@ def autotune(
 
 
 def keep(bound: Any, args: Sequence[Any], search: BaseSearch) -> Config:
-    """Run a search, and store what it finds."""
+    """Run a search (one rank for all of a distributed job), and store what it finds."""
     with _without_advice(bound):
-        config = search.autotune()
-    bound.kernel.last_search = search.result
-    if search.result is not None:
-        store(bound, args, search.result)
-    return config
+        found = ranks.run(search, identity(bound.kernel, args), sizes_of(args))
+    bound.kernel.last_search = found
+    store(bound, args, found)
+    return found.config
 
 
 def store(bound: Any, args: Sequence[Any], found: Result) -> None:
@@ -122,6 +127,12 @@ def exact_choice(bound: Any, args: Sequence[Any]) -> Config | None:
         return None
     here = tuple(n.bit_length() for n in sizes_of(args))
     return (found.config or bound.default_config()) if found.shape_class == here else None
+
+
+def is_known(bound: Any, args: Sequence[Any]) -> bool:
+    """Whether a search has found something (perhaps the default) for about these sizes."""
+    kernel = _known_identity(bound.kernel, args)
+    return kernel is not None and results.choose(kernel, sizes_of(args)) is not None
 
 
 def stored_choice(bound: Any, args: Sequence[Any]) -> Config | None:
