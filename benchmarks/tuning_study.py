@@ -161,6 +161,7 @@ def study(
         default = bench.admit(bound.default_config())
         assert default is not None
         bench.best = default
+        found, best = (short.space.config(short.space.point(c)) for c in (found, best))
         pair = [bench.admit(found), bench.admit(best)]
         ratios = bench.contest([c for c in pair if c is not None], rounds=15)
         seconds = statistics.median(default.samples) if default.samples else default.first

@@ -57,7 +57,8 @@ PROGRAM = """
         with torch.no_grad():
             torch.compile(norm, backend="helion", mode="max-autotune")(torch.randn(64, 300))
         configs = [k.last_search.config.to_json() for k in (plain, given)]
-        regions = sorted(v.config.to_json() for v in results.all_of("region of a graph"))
+        names = [n for n in results._session if n.startswith("region of a graph: ")]
+        regions = sorted(v.config.to_json() for n in names for v in results.all_of(n))
     print(json.dumps([sorted(set(searches)), configs, regions]), flush=True)
     dist.barrier()
     dist.destroy_process_group()

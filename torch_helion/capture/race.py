@@ -10,7 +10,6 @@ slower than its loops for the rest. Inductor's own kernel would take seconds of 
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +34,8 @@ SECONDS = 0.2
 LEAST_TURNS, MOST_TURNS = 5, 200
 LEAST_SAMPLE = 2e-4
 """Seconds of one sample: shorter calls are repeated."""
+NEAR = 1.0
+"""Doublings of the sizes, beyond which another may win."""
 TOO_MANY = 1 << 27
 """Elements over all operators, above which a race is not worth its time."""
 
@@ -47,10 +48,13 @@ def lost(
     ``anew``: whatever an earlier one says.
     """
     sizes = tuple(int(made.hints.get(s, 1)) for s in made.kernel.sizes)
-    mine = KernelId(NAME, kernel.code, kernel.kind)
-    known = results.choose(mine, sizes) if results.all_of(NAME) else None
-    if known is not None and not (measure and anew):
-        return verdict(known.seconds, known.default_seconds)
+    if not measure and not results.family_state(NAME):
+        return None
+    mine = KernelId(f"{NAME}: {kernel.code}", kernel.code, kernel.kind, NAME)
+    found = [] if measure and anew else results.nearest(mine, sizes)[:1]
+    for known in found:
+        if results.distance(known.sizes, sizes) <= NEAR:
+            return verdict(known.seconds, known.default_seconds)
     if not measure:
         return None
     try:
@@ -73,7 +77,7 @@ def verdict(ours: float, aten: float) -> str | None:
 
 
 def hold(region: Any, made: Any, text: str) -> tuple[float, float] | None:
-    """Seconds of the kernel and of ATen, as medians; None where it would take too long."""
+    """Seconds of the kernel and of ATen; None where it would take too long."""
     lowerings = getattr(region, "lowerings", None) or graph_lowerings()
     instance = small_instance.make(region, made, lowerings, real=True)
     if instance.elements > TOO_MANY:
@@ -93,7 +97,7 @@ def hold(region: Any, made: Any, text: str) -> tuple[float, float] | None:
 
 
 def in_turn(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float]:
-    """Median seconds of two functions that take turns."""
+    """Seconds of two functions that take turns: low samples, what else runs shall not decide."""
     counts = [max(1, int(LEAST_SAMPLE / max(_seconds(f, 1), 1e-7))) for f in (first, second)]
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + SECONDS
@@ -102,7 +106,8 @@ def in_turn(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float,
             break
         for function, count, found in zip((first, second), counts, times, strict=True):
             found.append(_seconds(function, count))
-    return statistics.median(times[0]), statistics.median(times[1])
+    first_seconds, second_seconds = (sorted(found)[len(found) // 4] for found in times)
+    return first_seconds, second_seconds
 
 
 def _seconds(function: Callable[[], Any], count: int) -> float:

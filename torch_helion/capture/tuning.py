@@ -62,7 +62,7 @@ def searching_anew() -> Iterator[None]:
 
 def config_for(region: Any, made: Any, search: bool) -> Config | None:
     """The config of a region's kernel: what was found for sizes like these, or is found now."""
-    if not search and not results.all_of(NAME):
+    if not search and not results.family_state(NAME):
         return None
     known = results.choose(identity(made), _sizes(made))
     if known is not None and not (search and anew.get()):
@@ -117,9 +117,7 @@ def tune_language_kernels(graph: fx.Graph) -> None:
 
 def fingerprint() -> str:
     """Changes whenever a result for a region does: generated code depends on it."""
-    known = [*results.all_of(NAME), *results.all_of(race.NAME)]
-    rows = sorted(repr(v.to_json()) for v in known)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    return f"{results.family_state(NAME)} {results.family_state(race.NAME)}"
 
 
 # ---------------------------------------------------------------------- the problem
@@ -128,7 +126,7 @@ def fingerprint() -> str:
 def identity(made: Any) -> KernelId:
     """What results for a region's kernel belong to."""
     code = hashlib.sha256(dump(made.kernel).encode()).hexdigest()[:16]
-    return KernelId(NAME, code, made.kernel.name)
+    return KernelId(f"{NAME}: {code}", code, made.kernel.name, NAME)
 
 
 def _sizes(made: Any) -> tuple[int, ...]:

@@ -41,6 +41,9 @@ from torch_helion.passes.pipeline import KEEP_AXES
 
 log = _logging.get_logger("tune")
 
+HOST_SECONDS = 5e-3
+"""for measuring the host part of one config, where it depends on the config"""
+
 
 # ---------------------------------------------------------------------- searching
 
@@ -428,9 +431,11 @@ class _View:
     def _host_seconds(self, choices: Any) -> float:
         """Of the host part without its kernel: what it does may depend on the config, too."""
         host = self.bound.host_with(lambda *values: None, choices)
-        copies, found = cloned(self.args), []
+        copies = cloned(self.args)
+        found: list[float] = []
+        end = time.perf_counter() + HOST_SECONDS
         with _repeatable():
-            for _ in range(5):
+            while len(found) < 5 or (len(found) < 100 and time.perf_counter() < end):
                 start = time.perf_counter()
                 host(*copies)
                 found.append(time.perf_counter() - start)
