@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from test.autotuner.saboteurs import problem
+from test.kernel.kernels import make, scale
 from torch_helion import exc
 from torch_helion.autotuner import ranks
 from torch_helion.autotuner.results import KernelId
@@ -100,9 +101,18 @@ def test_two_ranks_search_once(tmp_path: pathlib.Path) -> None:
 # -- in one process: the second rank is the second to come to the store ---------------------------
 
 
+class Store:
+    """What ranks need of one."""
+
+    def __init__(self) -> None:
+        self.inner = dist.HashStore()
+        self.add, self.set, self.get = self.inner.add, self.inner.set, self.inner.get
+        self.check = self.inner.check
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    made = dist.HashStore()
+    made = Store()
     monkeypatch.setattr(ranks, "_store", lambda: made)
     monkeypatch.setattr(ranks, "_turns", ranks.collections.Counter())
     yield made
@@ -135,7 +145,7 @@ def test_a_search_that_fails_keeps_nobody_waiting(store: Any) -> None:
     with pytest.raises(exc.NoConfigFound):
         ranks.run(search("crash", "wrong"), KERNEL, (3,))
     as_next_rank()
-    with pytest.raises(exc.AutotuneError, match="failed in the rank that ran it"):
+    with pytest.raises(exc.NoResultFromRank, match="has failed"):
         ranks.run(search("crash", "wrong"), KERNEL, (3,))
 
 
@@ -143,8 +153,24 @@ def test_waiting_ends(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "LONGEST", 0.2)
     store.add(f"{ranks._key(KERNEL, (3,))}/claim", 1)
     as_next_rank()
-    with pytest.raises(exc.AutotuneError, match="has not answered"):
+    with pytest.raises(exc.NoResultFromRank, match="has not answered"):
         ranks.run(search("right", "again"), KERNEL, (3,))
+
+
+def test_a_call_goes_on_without_the_result(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_wait", _no_answer)
+    monkeypatch.setattr(store, "add", lambda *unused: 2)
+    x = torch.randn(100)
+    given = make(scale, configs=[Config(block_sizes=[n]) for n in (8, 32)])
+    assert torch.allclose(given(x), torch.sin(x) * 2)
+    assert given._bound_for((x, 2.0))._config == Config(block_sizes=[8])
+    told = make(scale)
+    told.tune_at_next_call(1.0)
+    assert torch.allclose(told(x), torch.sin(x) * 2)
+
+
+def _no_answer(*unused: Any) -> Any:
+    raise exc.NoResultFromRank("has not answered")
 
 
 def test_results_go_round() -> None:

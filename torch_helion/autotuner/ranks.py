@@ -63,14 +63,11 @@ def _wait(search: BaseSearch, store: Any, key: str) -> Result:
     deadline = time.monotonic() + min(3 * search.budget + GRACE, LONGEST)
     while not store.check([key]):
         if time.monotonic() > deadline:
-            raise exc.AutotuneError(
-                "the rank that searches for all has not answered; call autotune() again to search "
-                "in this one"
-            )
+            raise exc.NoResultFromRank("has not answered")
         time.sleep(POLL)
     said = store.get(key)
     if not said:
-        raise exc.AutotuneError("the search failed in the rank that ran it for all; see its log")
+        raise exc.NoResultFromRank("has failed")
     search.result = from_json(json.loads(said))
     log.info("%s: %s, found by another rank", search.problem.name, search.result.config)
     return search.result

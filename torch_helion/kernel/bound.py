@@ -314,7 +314,7 @@ class BoundKernel:
         elif len(self.configs) > 1 or self.settings.autotuner_fn is not None or not plain:
             try:
                 self.autotune(args, force=False)
-            except exc.TooLargeToTune as error:  # the call itself has all that it needs
+            except (exc.TooLargeToTune, exc.NoResultFromRank) as error:  # the call can go on
                 log.warning("%s runs with the first of its configs: %s", self.kernel.name, error)
                 self._install(self._with(self.configs[0] if self.configs else None))
         elif effort == "none":
