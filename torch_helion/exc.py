@@ -788,6 +788,13 @@ class InconsistantConfigsAcrossRanks(AutotuneError):
     message = "Inconsistent configs across ranks: {why}"
 
 
+class NoResultFromRank(AutotuneError):
+    """The rank of a distributed program that searches for all has failed, or does not answer."""
+
+    message = "The rank that searches for all {why}."
+    advice = "See its log, or call autotune() again: then all search again."
+
+
 # ---------------------------------------------------------------------- stages and targets
 
 

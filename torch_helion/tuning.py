@@ -17,7 +17,7 @@ import torch
 
 from torch_helion import exc, settings
 from torch_helion.autotuner import results
-from torch_helion.autotuner.search import Result
+from torch_helion.autotuner.search import Result, seconds_of
 from torch_helion.kernel import decorator
 from torch_helion.kernel.decorator import Kernel
 
@@ -48,9 +48,12 @@ def tune(fn: Callable[..., Any], *args: Any, budget: float = 5.0, **kwargs: Any)
     ``fn`` is a kernel, or anything that ``torch.compile`` takes: it is compiled and called once.
     ``budget``: seconds for each kernel.
     """
-    if not budget > 0:
+    if not seconds_of(budget) > 0:
         raise exc.InvalidValue("budget", budget, "seconds, more than 0")
+    if not callable(fn):
+        raise exc.InvalidAPIUsage(f"tune(fn, *args) takes a function or module, got {fn!r}")
     if isinstance(fn, Kernel):
+        _check_arguments(fn, args)
         fn.autotune(fn.normalize_args(*args, **kwargs), budget=budget)
         return TuneReport(((fn.name, fn.last_search),) if fn.last_search else ())
     from torch_helion.capture import inductor_compat, tuning  # these import Inductor
@@ -60,11 +63,22 @@ def tune(fn: Callable[..., Any], *args: Any, budget: float = 5.0, **kwargs: Any)
     first = len(tuning.found)
     with _all_kernels_tune(budget) as before, settings.patch(tune_budget=float(budget)):
         torch.compiler.reset()
-        with inductor_compat.without_caches():
+        with inductor_compat.without_caches(), tuning.searching_anew():
             torch.compile(original, backend="helion", mode="max-autotune")(*args, **kwargs)
         torch.compiler.reset()  # what was compiled before has the configs of before
         mine = [(k.name, k.last_search) for k in _kernels() if k.last_search is not before.get(k)]
     return TuneReport((*tuning.found[first:], *mine))
+
+
+def _check_arguments(kernel: Kernel, args: tuple[Any, ...]) -> None:
+    """The mistake that :meth:`Kernel.autotune` invites to, which does take a tuple."""
+    first = next(iter(kernel.signature.parameters.values()), None)
+    wants_tensor = first is not None and first.annotation in (torch.Tensor, "torch.Tensor")
+    if args and isinstance(args[0], list | tuple) and wants_tensor:
+        raise exc.InvalidAPIUsage(
+            f"tune takes the arguments one by one, not in a {type(args[0]).__name__}: "
+            f"tune({kernel.name}, *args)"
+        )
 
 
 @contextmanager
@@ -72,14 +86,14 @@ def _all_kernels_tune(budget: float) -> Iterator[dict[Kernel, Any]]:
     """Every kernel that is called inside is tuned first; gives their last searches until now."""
     kernels = _kernels()
     before = {k: k.last_search for k in kernels}
-    budgets = {k: k.tuning_budget for k in kernels}
+    budgets = {k: (k.tuning_budget, k.tunes_anew) for k in kernels}
     for kernel in kernels:
-        kernel.tune_at_next_call(budget)
+        kernel.tune_at_next_call(budget, anew=True)
     try:
         yield before
     finally:
         for kernel in kernels:
-            kernel.tuning_budget = budgets[kernel]
+            kernel.tuning_budget, kernel.tunes_anew = budgets[kernel]
 
 
 def _kernels() -> list[Kernel]:

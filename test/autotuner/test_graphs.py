@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch_helion import settings
 from torch_helion._testing import recorded_graphs
 from torch_helion.autotuner import results
 from torch_helion.autotuner.bench import Bench
-from torch_helion.capture import graph_pass, inductor_compat, options, tuning
+from torch_helion.capture import graph_pass, inductor_compat, options, race, tuning
 from torch_helion.config import Config
 
 
@@ -56,6 +57,72 @@ def test_regions_are_searched_once() -> None:
     assert result.rejected == ()
     compiled("max-autotune")
     assert len(tuning.found) == 1, "it is stored"
+
+
+def two_regions(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return norm(x, w).cumsum(0).tanh().softmax(-1)
+
+
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what is searched and raced from now on."""
+    begun: list[str] = []
+    original, hold = Bench.__init__, race.hold
+
+    def counted(self: Any, problem: Any, *args: Any, **kwargs: Any) -> None:
+        begun.append(problem.name)
+        original(self, problem, *args, **kwargs)
+
+    def held(*args: Any) -> Any:
+        begun.append("race")
+        return hold(*args)
+
+    monkeypatch.setattr(Bench, "__init__", counted)
+    monkeypatch.setattr(race, "hold", held)
+    return begun
+
+
+def test_another_process_and_another_batch_size_search_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = searches(monkeypatch)
+    regions = compiled("max-autotune", two_regions, X, W)
+    assert begun.count("race") == len(begun) - begun.count("race") == len(regions) > 1
+    results.forget()  # as in another process
+    begun.clear()
+    with inductor_compat.without_caches():
+        again = compiled("max-autotune", two_regions, X, W)
+        assert begun == []
+        assert [r.text for r in again] == [r.text for r in regions]
+        compiled("max-autotune", two_regions, torch.randn(96, 200), W)
+        assert begun == []
+        with torch.no_grad():
+            helion.tune(two_regions, X, W, budget=0.3)
+    assert len(begun) == 2 * len(regions), "that asks for it"
+
+
+def test_a_region_that_loses_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, folder: pathlib.Path
+) -> None:
+    monkeypatch.setattr(race, "hold", lambda *unused: (3e-5, 2e-5))
+    torch.compiler.reset()
+    with torch.no_grad(), recorded_graphs() as graphs, inductor_compat.without_caches():
+        got = torch.compile(norm, backend="helion", mode="max-autotune")(X, W)
+        torch.testing.assert_close(got, norm(X, W))
+    (graph,) = graphs
+    assert graph.regions == []
+    assert any("ATen is faster: 20.0 us against 30.0 us" in d.reason for d in graph.declined)
+    results.forget()
+    monkeypatch.setattr(race, "hold", lambda *unused: None)
+    with inductor_compat.without_caches():
+        assert compiled(None) == [], "also in other modes"
+        assert len(compiled(None, norm, torch.randn(1000, 200), W)) == 1, "for other sizes not"
+
+
+def test_a_race_is_won_by_the_faster_one() -> None:
+    first, second = race.in_turn(lambda: None, lambda: time.sleep(1e-3))
+    assert first < second
+    assert race.verdict(1.04, 1.0) is None
+    assert race.verdict(1.06, 1.0) is not None
 
 
 def test_what_was_found_is_used_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def test_a_search_changes_nothing_but_the_config() -> None:
     best = kernel.autotune((x,), budget=30.0)
     assert torch.equal(x, torch.zeros(300))
     result = kernel.last_search
-    assert result.tried > 5
+    assert result.tried >= 5
     assert result.rejected == ()
     assert result.config == best
     assert torch.equal(kernel(x), torch.ones(300))

@@ -76,6 +76,23 @@ def test_other_code_is_refused_with_the_reason(caplog: pytest.LogCaptureFixture)
     assert [v.code for v in results.all_of("m.add")] == ["new"], "old code's results go"
 
 
+def test_results_of_a_family_are_told_apart_and_looked_after_together() -> None:
+    one, two = (KernelId(f"region: {c}", c, "k", "region") for c in ("a1", "b2"))
+    states = [results.family_state("region")]
+    keep((64,), 1, one)
+    states.append(results.family_state("region"))
+    keep((64,), 2, two)
+    states.append(results.family_state("region"))
+    results.forget()
+    assert (block((64,), one), block((64,), two)) == (1, 2), "one does not push the other out"
+    states.append(results.family_state("region"))
+    keep((64,), 3, one)
+    states.append(results.family_state("region"))
+    assert states[0] == ""
+    assert len(set(states)) == len(states)
+    assert results.family_state("regi") == ""
+
+
 def test_the_folder_is_private(folder: pathlib.Path) -> None:
     keep((64,), 1)
     assert stat.S_IMODE(os.stat(folder / "cache").st_mode) == 0o700

@@ -73,34 +73,34 @@ def test_one_process_is_left_by_no_number_of_searches() -> None:
     runner.server().start()
     made, _, _ = problem(["right", "wrong", "behind"])
     FiniteSearch(made, (), [Config(kind="right"), Config(kind="wrong")]).autotune()
-    before = _left_behind()
+    before = left_behind()
     for number in range(100):
         kinds = ("right", "crash") if number % 20 == 0 else ("right", "again")
         budget = 2.0 if number % 10 == 0 else 0.0  # 0: the first config and no more
         FiniteSearch(made, (), [Config(kind=k) for k in kinds], budget=budget).autotune()
     gc.collect()
-    assert _left_behind() == before
+    assert left_behind() == before
     server = runner.server()._process
     assert server is not None
-    assert _children(server.pid) == []
+    assert children(server.pid) == []
     runner.server().stop()
     assert server.poll() is not None
-    assert server.pid not in _children(os.getpid())
+    assert server.pid not in children(os.getpid())
 
 
-def _left_behind() -> tuple[object, ...]:
+def left_behind() -> tuple[object, ...]:
     """What is open, mapped, running or lying about."""
     temporary = pathlib.Path(os.environ.get("TMPDIR", "/tmp"))
     return (
         len(os.listdir("/proc/self/fd")),
-        _children(os.getpid()),
+        children(os.getpid()),
         sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else [],
         sum("torch_helion_arena" in line for line in open("/proc/self/maps")) == 0,
         sorted(p.name for p in temporary.glob("*torch_helion_arena*")),
     )
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     found = []
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
         found += [int(p) for p in (task / "children").read_text().split()]
@@ -181,7 +181,7 @@ def test_ctrl_c_ends_a_candidate_that_hangs() -> None:
     assert search.result.interrupted
     server = runner.server()._process
     assert server is not None and server.poll() is None, "it was not for the server"
-    assert _children(server.pid) == []
+    assert children(server.pid) == []
 
 
 def test_where_no_process_starts_this_one_measures(

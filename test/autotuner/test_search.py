@@ -46,6 +46,7 @@ class Landscape:
         self.rejected: dict[Config, str] = {}
         self.best: Any = None
         self.seconds, self.noise = 1.0, 0.0
+        self.is_at_limit = False
         self.most = 90
 
     @property

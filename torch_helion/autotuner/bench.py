@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from torch_helion import _logging, exc
+from torch_helion.autotuner import machine_facts
 from torch_helion.autotuner import runner as runners
 from torch_helion.autotuner.arena import Arena
 from torch_helion.autotuner.problem import Instance, Judge, Prepared, Problem
@@ -94,6 +95,17 @@ class Bench:
         """Whether the time is up."""
         return time.perf_counter() >= self.deadline
 
+    @property
+    def is_at_limit(self) -> bool:
+        """Whether the best candidate is as fast as memory."""
+        best = self.best
+        if best is None:
+            return False
+        instance, seconds = best.instance, self.seconds * best.score
+        return machine_facts.memory_is_the_limit(
+            seconds, instance.tensors, instance.written, instance.updated
+        )
+
     # -- admission --------------------------------------------------------------------------------
 
     def admit(self, config: Config, strict: bool = False) -> Candidate | None:
@@ -159,6 +171,8 @@ class Bench:
         except runners.Unavailable as error:
             self._stay_here(error)
             self.runner.load(job, 0.0)
+        self.deadline += self.runner.starting  # no part of the search: once for a process
+        self.runner.starting = 0.0
         self.runner.run(candidate.number, self._run_limit())
         self._judge(candidate, judge)
         first = self._time(candidate, 1)

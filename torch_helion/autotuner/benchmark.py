@@ -6,12 +6,14 @@ since they take turns.
 
 from __future__ import annotations
 
+import collections
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 ROUNDS = 7
 LEAST_SECONDS = 0.002
@@ -57,16 +59,36 @@ def _seconds(function: Callable[[], Any], count: int) -> float:
 
 
 def cloned(value: Any) -> Any:
-    """A copy of nested arguments whose tensors have memory of their own, equal strides."""
-    if isinstance(value, torch.Tensor):
-        copy = torch.empty_strided(
-            value.shape, value.stride(), dtype=value.dtype, device=value.device
-        )
-        return copy.copy_(value.detach())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(cloned(v) for v in value))
-    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
-        return type(value)(cloned(v) for v in value)
-    if isinstance(value, dict):
-        return {k: cloned(v) for k, v in value.items()}
-    return value
+    """A copy of nested arguments; tensors that share memory share it in the copy, too."""
+    tensors = [x for x in pytree.tree_leaves(value) if isinstance(x, torch.Tensor)]
+    return pytree.tree_map(copier(tensors), value)
+
+
+def copier(tensors: Iterable[torch.Tensor]) -> Callable[[Any], Any]:
+    """A function that copies each of these tensors, strides and all, and gives back anything else.
+
+    Memory that several of them share, or whose elements a tensor has more than once, is copied as a
+    whole, and shared by their copies.
+    """
+    counts = collections.Counter(t.untyped_storage().data_ptr() for t in tensors)
+    storages: dict[int, Any] = {}
+
+    def copied(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        leaf = leaf.detach()
+        key = leaf.untyped_storage().data_ptr()
+        if counts[key] <= 1 and not _overlaps(leaf):
+            return torch.empty_strided(
+                leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device
+            ).copy_(leaf)
+        if key not in storages:
+            storages[key] = leaf.untyped_storage().clone()
+        made = torch.empty(0, dtype=leaf.dtype, device=leaf.device)
+        return made.set_(storages[key], leaf.storage_offset(), leaf.shape, leaf.stride())
+
+    return copied
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    return any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True))

@@ -44,6 +44,8 @@ class KernelId:
     """hash of the source and of what it refers to"""
     kind: str
     """dtypes, ranks, layouts and constants of the arguments"""
+    family: str = ""
+    """of many kernels that are looked after together (:func:`family_state`)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,23 @@ def all_of(name: str) -> list[Variant]:
     return list({_place(v): v for v in reversed(_known(name))}.values())
 
 
+def family_state(family: str) -> str:
+    """Changes whenever a result of this family does; "" where there is none."""
+    with _lock:
+        here = [
+            repr(v.to_json())
+            for name, found in sorted(_session.items())
+            if name.startswith(f"{family}: ")
+            for v in found.values()
+        ]
+    stored = None
+    if settings.flag("SKIP_CACHE") in ("", "0"):
+        stored = artifact_cache.get(KIND, _key(f"{family} state"))
+    if not here and stored is None:
+        return ""
+    return hashlib.sha256("\n".join(here).encode() + (stored or b"")).hexdigest()
+
+
 def _pairs(variant: Variant, sizes: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(variant.sizes, sizes, strict=True))
 
@@ -164,6 +183,10 @@ def keep(
     kept = [variant, *others.values()][:MOST_VARIANTS]
     data = json.dumps({"kernel": kernel.name, "variants": [v.to_json() for v in kept]})
     artifact_cache.put(KIND, _key(kernel.name), data.encode())
+    if kernel.family:
+        place = _key(f"{kernel.family} state")
+        before = artifact_cache.get(KIND, place) or b""
+        artifact_cache.put(KIND, place, hashlib.sha256(before + data.encode()).digest())
 
 
 def forget() -> None:
@@ -197,6 +220,7 @@ def save(path: str | os.PathLike[str]) -> int:
         ]
     values = {"format": FORMAT, "version": VERSION, "machine": machine_class(), "kernels": entries}
     target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     aside.write_text(json.dumps(values, indent=1) + "\n")
     os.replace(aside, target)

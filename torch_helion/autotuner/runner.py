@@ -79,6 +79,8 @@ class ChildRunner:
         self._attached: set[int] = set()
         self._sock: socket.socket | None = None
         self._pid = 0
+        self.starting = 0.0
+        """seconds that went into starting processes"""
 
     # -- what a search does -----------------------------------------------------------------------
 
@@ -140,6 +142,7 @@ class ChildRunner:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
+        start = time.perf_counter()
         with theirs:
             try:
                 self._pid = server().fork(theirs.fileno(), torch.get_num_threads())
@@ -147,6 +150,7 @@ class ChildRunner:
                 ours.close()
                 raise
         self._sock = ours
+        self.starting += time.perf_counter() - start
 
     def _ask(
         self, message: dict[str, Any], timeout: float, files: Sequence[int] = ()
@@ -194,6 +198,7 @@ class LocalRunner:
     def __init__(self) -> None:
         self.host = Host()
         self.arenas: dict[int, Arena] = {}
+        self.starting = 0.0
 
     def attach(self, number: int, arena: Arena) -> None:
         """Give arguments a number."""

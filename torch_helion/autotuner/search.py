@@ -19,11 +19,12 @@ unless something is clearly faster. Ctrl-C ends it with the best so far.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import math
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch_helion import _logging, exc, settings
@@ -40,6 +41,8 @@ BUDGET = {"none": 0.0, "quick": 2.0, "full": 5.0}
 """seconds of a search by effort, unless the settings say otherwise"""
 BATCH = 6
 """configs between two looks at the clock and the progress"""
+ELSEWHERE = 5
+"""batches of random configs without a better one, after which a pattern search ends"""
 POPULATION = 10
 MUTATION, CROSSOVER = 0.8, 0.9
 
@@ -77,12 +80,17 @@ class BaseSearch:
         budget: float | None = None,
         **options: Any,
     ) -> None:
+        self.args = arguments_of(args, type(self).__name__ + "(kernel, (x, ...))")
+        if not hasattr(bound_kernel, "tuning_problem") and hasattr(bound_kernel, "bind"):
+            bound_kernel = bound_kernel.bind(self.args)
         self.kernel = self.bound_kernel = bound_kernel
-        self.args = tuple(args)
-        self.configs = [Config.from_dict(c) for c in configs]
+        self.configs = configs_of(configs, "configs")
         self.settings: settings.Settings = bound_kernel.settings
-        self.budget = _budget(self.settings) if budget is None else float(budget)
+        self.budget = _budget(self.settings) if budget is None else seconds_of(budget)
+        self.most_generations = options.pop("max_generations", None)
+        _say_unknown(options)
         self.result: Result | None = None
+        self._filtered = 0
         self.bench: Bench
         self.progress: Progress
         self.rng = random.Random(self.settings.autotune_random_seed)
@@ -137,8 +145,7 @@ class BaseSearch:
     def _result(self, interrupted: bool) -> Result:
         bench, best = self.bench, self.bench.best
         if best is None:
-            reasons = "; ".join(f"{c}: {why}" for c, why in bench.rejected.items())
-            raise exc.NoConfigFound(f": {reasons}" if reasons else "")
+            raise exc.NoConfigFound(_reasons(bench.rejected, self._filtered))
         return Result(
             best.config,
             bench.seconds * best.score,
@@ -166,7 +173,9 @@ class BaseSearch:
 
     def measure(self, configs: Sequence[Config], strict: bool = False) -> dict[Config, float]:
         """Scores of the configs that work and are allowed; 1 is the default's time."""
-        allowed = [c for c in map(self._overridden, configs) if self._allowed(c)]
+        wanted = [self._overridden(c) for c in configs]
+        allowed = [c for c in wanted if self._allowed(c)]
+        self._filtered += len(wanted) - len(allowed)
         found: dict[Config, float] = {}
         batch = BATCH if self.problem.shared else 1  # arguments of their own take memory
         for place in range(0, len(allowed), batch):
@@ -182,15 +191,23 @@ class BaseSearch:
 
     def seeds(self) -> list[Config]:
         """The configs to start with: default, given ones, those of similar problems."""
-        mine = [Config.from_dict(c) for c in self.settings.autotune_seed_configs or ()]
+        mine = configs_of(self.settings.autotune_seed_configs or (), "autotune_seed_configs")
         most = self.settings.autotune_best_available_max_configs
         near = [] if self.settings.disable_autotuner_heuristics else list(self.problem.seeds)[:most]
         return list(dict.fromkeys([self.problem.default, *self.configs, *mine, *near]))
 
     def is_over(self, generation: int) -> bool:
-        """Whether time, or the number of rounds that the settings allow, is used up."""
-        most = self.settings.autotune_max_generations
-        return self.bench.is_over or (most is not None and generation >= most)
+        """Whether time, or the number of rounds that the settings allow, is used up; or whether
+        the best config is as fast as memory.
+        """
+        most = self.most_generations
+        if most is None:
+            most = self.settings.autotune_max_generations
+        if self.bench.is_over or (most is not None and generation >= most):
+            return True
+        if self.bench.is_at_limit:
+            log.info("%s: memory is the limit, nothing is left to find", self.problem.name)
+        return self.bench.is_at_limit
 
     def _overridden(self, config: Config) -> Config:
         overrides = self.settings.autotune_config_overrides
@@ -238,14 +255,26 @@ class RandomSearch(BaseSearch):
 
 
 class PatternSearch(BaseSearch):
-    """From the best of the seeds to better neighbours, until none is better."""
+    """From the best of the seeds to better neighbours, until none is better; then from better ones
+    among some random configs, until there are none.
+    """
 
     def search(self) -> None:
         self.measure(self.seeds(), strict=True)
         self._seen: set[Point] = {self.space.point(c) for c in self.bench.candidates}
-        generation = 0
-        while not self.is_over(generation) and self._step():
+        generation = misses = 0
+        while not self.is_over(generation) and misses < ELSEWHERE:
+            if not self._step():
+                misses = 0 if self._look_elsewhere() else misses + 1
             generation += 1
+
+    def _look_elsewhere(self) -> bool:
+        """Try a few random configs; whether one is better than the best so far."""
+        best = self.bench.best
+        points = {self.space.random(self.rng) for _ in range(BATCH)} - self._seen
+        self._seen |= points
+        self.measure_points(sorted(points))
+        return self.bench.best is not best
 
     def _step(self) -> bool:
         """Try around the best so far; whether there was anything to try."""
@@ -382,10 +411,12 @@ DEFAULT = "PatternSearch"
 
 def search_named(name: str = "") -> type[BaseSearch]:
     """The class of this name; of the one that the environment names; the default one."""
-    name = name or settings.flag("AUTOTUNER") or DEFAULT
-    if name not in SEARCHES:
-        raise exc.invalid_option("search (HELION_AUTOTUNER)", name, SEARCHES)
-    return SEARCHES[name]
+    chosen = name or settings.flag("AUTOTUNER") or DEFAULT
+    if chosen not in SEARCHES:
+        raise exc.invalid_option(
+            "search" if name else "search (HELION_AUTOTUNER)", chosen, SEARCHES
+        )
+    return SEARCHES[chosen]
 
 
 def autotune_multi(
@@ -413,6 +444,60 @@ def autotune_multi(
 
 def _geomean(ratios: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+# ---------------------------------------------------------------------- what users hand over
+
+
+def arguments_of(args: Any, usage: str) -> tuple[Any, ...]:
+    """The arguments of a kernel, which are given as one tuple."""
+    if not isinstance(args, list | tuple):
+        kind = type(args).__name__
+        raise exc.InvalidAPIUsage(f"the arguments are a tuple, not a {kind}: {usage}")
+    return tuple(args)
+
+
+def configs_of(configs: Any, name: str) -> list[Config]:
+    """Several configs, as users write them; one stands for itself."""
+    if isinstance(configs, Config):
+        return [configs]
+    if isinstance(configs, Mapping | str):
+        raise exc.InvalidConfig(f"{name}: a list of configs, got {configs!r}")
+    return [Config.from_dict(c) for c in configs]
+
+
+def seconds_of(budget: Any) -> float:
+    """A budget in seconds."""
+    number = isinstance(budget, int | float) and not isinstance(budget, bool)
+    if not number or not budget >= 0:
+        raise exc.InvalidValue("budget", budget, "seconds, at least 0")
+    return float(budget)
+
+
+OPTIONS = ("algorithm", "budget", "force", "max_generations", "skip_cache")
+
+
+def _say_unknown(options: Mapping[str, Any]) -> None:
+    """Options that have no effect: a misspelt one is an error, others are of other searches."""
+    for name in options:
+        if difflib.get_close_matches(name, OPTIONS, cutoff=0.75):
+            raise exc.invalid_option("option of a search", name, OPTIONS)
+        log.warning("the option %r of a search has no effect here", name)
+
+
+def _reasons(rejected: Mapping[Config, str], filtered: int) -> str:
+    """Why nothing is left: each reason once, with the first config that it was found for."""
+    groups: dict[str, list[Config]] = {}
+    for config, why in rejected.items():
+        groups.setdefault(why, []).append(config)
+    lines = [
+        f"{why} ({len(found)} configs, the first: {found[0]})" if len(found) > 1
+        else f"{why} ({found[0]})"
+        for why, found in groups.items()
+    ]  # fmt: skip
+    if filtered:
+        lines.append(f"autotune_config_filter allows none of {filtered} configs")
+    return ": " + "; ".join(lines) if lines else ""
 
 
 def _budget(chosen: settings.Settings) -> float:

@@ -103,7 +103,7 @@ def run_and_compare(instance: Instance, kernel: Callable[..., None]) -> str | No
 
 def data_and_references(instance: Instance) -> tuple[Any, dict[fx.Node, Any], dict[fx.Node, Any]]:
     """Random data on which the region's operators give numbers, and what they give."""
-    top = _index_limit(instance)
+    top = index_limit(instance)
     attempts = (
         (False, 0, top),
         (False, 1, max(top, 2)),
@@ -143,7 +143,7 @@ def _precise(
         return plain
 
 
-def _index_limit(instance: Instance) -> int:
+def index_limit(instance: Instance) -> int:
     """Integers below this are in range wherever the region uses them as indices."""
     limit = 9
     for node in instance.region.nodes:

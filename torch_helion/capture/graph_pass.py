@@ -243,7 +243,7 @@ class HelionPass(inductor.GraphPass):
                     load(drafts[-1].call.text)
             for draft in drafts:
                 with self._region_may_fail(draft.region, record):
-                    plans.append(check_region(draft, stages))
+                    plans.append(check_region(draft, stages, self.tunes))
         placed = Placed()
         covered: set[Node] = set()
         for plan in plans:
@@ -257,6 +257,9 @@ class HelionPass(inductor.GraphPass):
     def _region_may_fail(self, region: Any, record: GraphRecord) -> Iterator[None]:
         try:
             yield
+        except Slower as error:
+            log.info("region %s stays as it is: %s", region.name, error)
+            record.declined += [_declined(node, str(error)) for node in region.nodes]
         except Exception as error:
             if settings.current().strict:
                 raise
@@ -273,6 +276,10 @@ def changed_settings(values: settings.Switches) -> dict[str, Any]:
         for name in settings.fields()
         if getattr(values, name) != getattr(now, name)
     }
+
+
+class Slower(Exception):
+    """A kernel that works, but whose operators are faster without it."""
 
 
 @dataclass(frozen=True)
@@ -316,11 +323,18 @@ def draft_region(region: Any, stages: Stages, search: bool = False) -> Draft:
     return Draft(region, nodes, made, call, tuple(inputs), tuple(outputs))
 
 
-def check_region(draft: Draft, stages: Stages) -> Plan:
-    """Check a region's kernel; raises if it is not right. The graph is not changed."""
+def check_region(draft: Draft, stages: Stages, search: bool = False) -> Plan:
+    """Check a region's kernel; raises if it is not right, or :class:`Slower` if it is not worth it.
+
+    ``search``: for whether it is, where that is not stored. The graph is not changed.
+    """
     text = draft.call.text
     checked = settings.current().check
     verdict = stages.check(draft.region, draft.made, text) if checked else "not checked"
+    tuning = stages.tuning
+    why = tuning.lost(draft.region, draft.made, text, search) if tuning else None
+    if why is not None:
+        raise Slower(why)
     log.debug(
         "region %s: %d nodes in kernel %s (%s)",
         draft.region.name, len(draft.nodes), draft.call.name, verdict,

@@ -8,6 +8,7 @@ Kernels of the language that the graph calls are tuned at their next call, on it
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,13 +19,13 @@ from torch import fx
 
 from torch_helion import _logging, compiler, exc
 from torch_helion import settings as switches
-from torch_helion.autotuner import results
+from torch_helion.autotuner import ranks, results
 from torch_helion.autotuner.arena import Arena
 from torch_helion.autotuner.problem import Instance, Judge, Prepared, Problem
 from torch_helion.autotuner.results import KernelId
 from torch_helion.autotuner.search import BaseSearch, search_named
 from torch_helion.autotuner.space import Space
-from torch_helion.capture import check, small_instance
+from torch_helion.capture import check, race, small_instance
 from torch_helion.capture.small_instance import CannotShrink
 from torch_helion.codegen.llvm.target import LLVM
 from torch_helion.config import Config
@@ -45,20 +46,39 @@ found: list[Any] = []
 """(kernel's name, Result) of every search in this process, for reports"""
 
 
+anew: contextvars.ContextVar[bool] = contextvars.ContextVar("anew", default=False)
+"""Whether to search and race also where there are results: the user has asked for it."""
+
+
+@contextlib.contextmanager
+def searching_anew() -> Iterator[None]:
+    """Within this, compilations with ``max-autotune`` measure whatever is known already."""
+    before = anew.set(True)
+    try:
+        yield
+    finally:
+        anew.reset(before)
+
+
 def config_for(region: Any, made: Any, search: bool) -> Config | None:
     """The config of a region's kernel: what was found for sizes like these, or is found now."""
-    if not search and not results.all_of(NAME):
+    if not search and not results.family_state(NAME):
         return None
-    kernel, sizes = identity(made), _sizes(made)
-    known = results.choose(kernel, sizes)
-    exact = known is not None and results.distance(known.sizes, sizes) == 0
-    if known is not None and (exact or not search):
+    known = results.choose(identity(made), _sizes(made))
+    if known is not None and not (search and anew.get()):
         return known.config or None
     if not search or switches.current().tune_budget <= 0:
         return None
     with _search_may_fail(made.kernel.name):
         return tune(region, made, switches.current().tune_budget)
     return None
+
+
+def lost(region: Any, made: Any, text: str, search: bool) -> str | None:
+    """Why ATen should keep a region: its kernel is slower. Measured once, in ``max-autotune``."""
+    if switches.current().tune_budget <= 0:
+        return None
+    return race.lost(region, made, text, identity(made), search, anew.get())
 
 
 @contextlib.contextmanager
@@ -77,9 +97,8 @@ def tune(region: Any, made: Any, budget: float) -> Config | None:
     if problem is None:
         return None
     search: BaseSearch = search_named()(problem, budget=budget)
-    config, result = search.autotune(), search.result
-    assert result is not None
-    best = Config() if config == problem.default else config
+    result = ranks.run(search, identity(made), _sizes(made))
+    best = Config() if result.config == problem.default else result.config
     results.keep(identity(made), _sizes(made), best, result.seconds, result.default_seconds)
     found.append((made.kernel.name, result))
     return best or None
@@ -98,8 +117,7 @@ def tune_language_kernels(graph: fx.Graph) -> None:
 
 def fingerprint() -> str:
     """Changes whenever a result for a region does: generated code depends on it."""
-    rows = sorted(repr(v.to_json()) for v in results.all_of(NAME))
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    return f"{results.family_state(NAME)} {results.family_state(race.NAME)}"
 
 
 # ---------------------------------------------------------------------- the problem
@@ -108,7 +126,7 @@ def fingerprint() -> str:
 def identity(made: Any) -> KernelId:
     """What results for a region's kernel belong to."""
     code = hashlib.sha256(dump(made.kernel).encode()).hexdigest()[:16]
-    return KernelId(NAME, code, made.kernel.name)
+    return KernelId(f"{NAME}: {code}", code, made.kernel.name, NAME)
 
 
 def _sizes(made: Any) -> tuple[int, ...]:
@@ -134,7 +152,8 @@ def _spec(made: Any) -> ConfigSpec:
 
 def problem_of(region: Any, made: Any) -> Problem | None:
     """The region's kernel, to be tuned at the graph's sizes; None where that is not worth it."""
-    instance = small_instance.make(region, made, graph_lowerings(), real=True)
+    lowerings = getattr(region, "lowerings", None) or graph_lowerings()
+    instance = small_instance.make(region, made, lowerings, real=True)
     if instance.elements < TOO_SMALL:
         return None
     data, judge = _data(instance)

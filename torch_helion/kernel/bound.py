@@ -314,14 +314,14 @@ class BoundKernel:
         elif len(self.configs) > 1 or self.settings.autotuner_fn is not None or not plain:
             try:
                 self.autotune(args, force=False)
-            except exc.TooLargeToTune as error:  # the call itself has all that it needs
+            except (exc.TooLargeToTune, exc.NoResultFromRank) as error:  # the call can go on
                 log.warning("%s runs with the first of its configs: %s", self.kernel.name, error)
                 self._install(self._with(self.configs[0] if self.configs else None))
         elif effort == "none":
             self._install(self._with(None))
             self._say_implicit_config()
-        elif self.kernel.tuning_budget is not None:
-            self._tune_for_call(args, self.kernel.tuning_budget)
+        elif self._searches_now(args):
+            self._tune_for_call(args, self.kernel.tuning_budget or 0.0)
         elif (tuned := tuning.stored_choice(self, args)) is not None:
             self._install(self._with(tuned))
         elif settings.flag("DISALLOW_AUTOTUNING") not in ("", "0"):
@@ -329,10 +329,16 @@ class BoundKernel:
         else:
             self._install(self._with(None))
 
+    def _searches_now(self, args: tuple[Any, ...]) -> bool:
+        """Whether this call searches: told to, and nothing is known for about these sizes."""
+        if self.kernel.tuning_budget is None:
+            return False
+        return self.kernel.tunes_anew or not tuning.is_known(self, args)
+
     def _tune_for_call(self, args: tuple[Any, ...], budget: float) -> None:
         """Search within a call, which must succeed whatever becomes of the search."""
         try:
-            self.autotune(args, force=False, budget=budget)
+            self.autotune(args, force=self.kernel.tunes_anew, budget=budget)
         except (exc.AutotuneError, OSError) as error:
             log.warning("%s keeps its default config: %s", self.kernel.name, error)
             self._install(self._with(None))

@@ -66,6 +66,8 @@ class Kernel:
         all_kernels.add(self)
         self.tuning_budget: float | None = None
         """seconds of a search at the first call with arguments of a new kind; None: no search"""
+        self.tunes_anew = False
+        """whether it searches also where an earlier search has found something"""
         self.rules: Any = None
         """tuned variants that calls choose from by size (see :mod:`torch_helion.kernel.tuning`)"""
         self.last_search: Any = None
@@ -195,9 +197,11 @@ class Kernel:
             keys.append(rule)
         return tuple(keys)
 
-    def tune_at_next_call(self, budget: float) -> None:
-        """Search for a config when the kernel is called next, where none was chosen by the user."""
-        self.tuning_budget = budget
+    def tune_at_next_call(self, budget: float, anew: bool = False) -> None:
+        """Search for a config when the kernel is called next, where none was chosen by the user,
+        nor (unless ``anew``) found before for about these sizes.
+        """
+        self.tuning_budget, self.tunes_anew = budget, anew
         for bound in self._bound.values():
             bound.choose_again()
 
@@ -213,6 +217,7 @@ class Kernel:
 
     def autotune(self, args: Sequence[Any], *, force: bool = True, **options: Any) -> Config:
         """Search for the best config for arguments like these, and use it from now on."""
+        args = search.arguments_of(args, f"{self.name}.autotune((x, ...))")
         args = self.normalize_args(*args)
         return self._bound_for(args).autotune(args, force=force, **options)
 
@@ -269,7 +274,7 @@ def kernel(
         raise exc.InvalidAPIUsage("config and configs cannot both be given")
     if settings is not None and named:
         raise exc.InvalidAPIUsage(f"settings= stands alone: remove {', '.join(sorted(named))}")
-    chosen: list[Any] = list(configs or ()) if config is None else [config]
+    chosen = search.configs_of(configs or (), "configs") if config is None else [config]
     made = settings if settings is not None else Settings(**named)
     if fn is None:
         return lambda fn: Kernel(fn, configs=chosen, key=key, settings=made)

@@ -22,9 +22,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_helion import _logging, exc, settings
-from torch_helion.autotuner import reference, results
+from torch_helion.autotuner import ranks, reference, results
 from torch_helion.autotuner.arena import Arena
 from torch_helion.autotuner.bench import is_close
+from torch_helion.autotuner.benchmark import copier
 from torch_helion.autotuner.problem import Instance, Judge, Prepared, Problem
 from torch_helion.autotuner.results import KernelId
 from torch_helion.autotuner.search import BaseSearch, FiniteSearch, Result, search_named
@@ -39,6 +40,9 @@ from torch_helion.passes import pass_manager
 from torch_helion.passes.pipeline import KEEP_AXES
 
 log = _logging.get_logger("tune")
+
+HOST_SECONDS = 5e-3
+"""for measuring the host part of one config, where it depends on the config"""
 
 
 # ---------------------------------------------------------------------- searching
@@ -56,7 +60,13 @@ def autotune(
     """The best config for these arguments: a stored one (unless ``force``), or by a search."""
     made = bound.settings.autotuner_fn
     if made is not None:
-        return Config.from_dict(made(bound, args, **options).autotune())
+        own = made(bound, args, **options)
+        if not hasattr(own, "autotune"):
+            raise exc.InvalidAPIUsage(
+                "autotuner_fn makes a search, an object with a method autotune() that returns a "
+                f"config; it has returned {own!r}"
+            )
+        return Config.from_dict(own.autotune())
     forced = force or bound.settings.force_autotune
     if len(bound.configs) == 1 and not forced:
         return bound.configs[0]
@@ -68,7 +78,7 @@ def autotune(
             raise exc.CacheAssertionError(bound.kernel.name)
     if settings.flag("DISALLOW_AUTOTUNING") not in ("", "0"):
         raise exc.AutotuningDisallowedInEnvironment(f" (kernel {bound.kernel.name!r})")
-    more = {} if budget is None else {"budget": budget}
+    more = options if budget is None else {**options, "budget": budget}
     if len(bound.configs) > 1 and not forced:
         return keep(bound, args, FiniteSearch(bound, args, bound.configs, **more))
     if bound.settings.autotune_effort == "none" and budget is None:
@@ -77,13 +87,12 @@ def autotune(
 
 
 def keep(bound: Any, args: Sequence[Any], search: BaseSearch) -> Config:
-    """Run a search, and store what it finds."""
+    """Run a search (one rank for all of a distributed job), and store what it finds."""
     with _without_advice(bound):
-        config = search.autotune()
-    bound.kernel.last_search = search.result
-    if search.result is not None:
-        store(bound, args, search.result)
-    return config
+        found = ranks.run(search, identity(bound.kernel, args), sizes_of(args))
+    bound.kernel.last_search = found
+    store(bound, args, found)
+    return found.config
 
 
 def store(bound: Any, args: Sequence[Any], found: Result) -> None:
@@ -121,6 +130,12 @@ def exact_choice(bound: Any, args: Sequence[Any]) -> Config | None:
         return None
     here = tuple(n.bit_length() for n in sizes_of(args))
     return (found.config or bound.default_config()) if found.shape_class == here else None
+
+
+def is_known(bound: Any, args: Sequence[Any]) -> bool:
+    """Whether a search has found something (perhaps the default) for about these sizes."""
+    kernel = _known_identity(bound.kernel, args)
+    return kernel is not None and results.choose(kernel, sizes_of(args)) is not None
 
 
 def stored_choice(bound: Any, args: Sequence[Any]) -> Config | None:
@@ -416,9 +431,11 @@ class _View:
     def _host_seconds(self, choices: Any) -> float:
         """Of the host part without its kernel: what it does may depend on the config, too."""
         host = self.bound.host_with(lambda *values: None, choices)
-        copies, found = cloned(self.args), []
+        copies = cloned(self.args)
+        found: list[float] = []
+        end = time.perf_counter() + HOST_SECONDS
         with _repeatable():
-            for _ in range(5):
+            while len(found) < 5 or (len(found) < 100 and time.perf_counter() < end):
                 start = time.perf_counter()
                 host(*copies)
                 found.append(time.perf_counter() - start)
@@ -488,28 +505,6 @@ class _Poison(TorchDispatchMode):
 
 
 def cloned(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Copies of the arguments; tensors that share memory share it in the copies, too."""
-    counts: dict[int, int] = {}
-    for tensor in arguments.tensors_of(args):
-        key = tensor.untyped_storage().data_ptr()
-        counts[key] = counts.get(key, 0) + 1
-    storages: dict[int, Any] = {}
-
-    def copied(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        leaf = leaf.detach()
-        key = leaf.untyped_storage().data_ptr()
-        if counts[key] == 1 and not _overlaps(leaf):
-            fresh = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
-            return fresh.copy_(leaf)
-        if key not in storages:
-            storages[key] = leaf.untyped_storage().clone()
-        made = torch.empty(0, dtype=leaf.dtype)
-        return made.set_(storages[key], leaf.storage_offset(), leaf.shape, leaf.stride())
-
+    """Copies of a kernel's arguments, whatever holds their tensors."""
+    copied = copier(arguments.tensors_of(args))
     return tuple(arguments.replace_tensors(arg, copied) for arg in args)
-
-
-def _overlaps(tensor: torch.Tensor) -> bool:
-    return any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
