@@ -388,7 +388,6 @@ def store(em: PhaseEmitter, op: Op, scope: Scope) -> None:
     gathered, mask = _split_operands(op, op.operands[1:])
     if not em.in_vector_scope(scope) or em.piece is None:
         value = em.get(op.operands[0])
-        value = em.get(op.operands[0])
         guard = em.get(mask).names[0] if mask is not None else None
         pointer = address(em, op, gathered, scope, [guard]).pointer
         _guarded_store(em, buffer.dtype, value.names[0], pointer, guard)
