@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+import torch_helion.language as hl
 from test.frontend import programs
 from test.frontend.programs import rand
 from test.kernel.kernels import make
+from test.kernel.test_accumulators import row_sums
 from torch_helion import exc
 from torch_helion.codegen.llvm.engine import host_machine
 from torch_helion.codegen.llvm.program_defaults import strided_lanes
@@ -68,11 +70,23 @@ def test_lines_of_jagged_loops_are_few() -> None:
     assert (rows, width, lines) == (1, 128, 2)
 
 
+def two_passes(x: torch.Tensor) -> torch.Tensor:
+    m, n = x.size()
+    out = torch.empty_like(x)
+    for rows in hl.tile(m):
+        total = hl.zeros([rows], dtype=torch.float32)
+        for columns in hl.tile(n):
+            total += x[rows, columns].sum(-1)
+        for columns in hl.tile(n):
+            out[rows, columns] = x[rows, columns] / total[:, None]
+    return out
+
+
 def test_loops_after_one_another_walk_memory_alike() -> None:
-    _, first, second = blocks(programs.two_passes, rand(64, 4096))
+    _, first, second = blocks(two_passes, rand(64, 4096))
     assert first == second == 4096
 
 
 def test_accumulators_of_a_block_stay_in_the_first_cache() -> None:
-    n, m = blocks(programs.block_sums, rand(64, 1 << 16))
+    n, m = blocks(row_sums.fn, rand(64, 1 << 16))
     assert (m, n) == (1, 1024)

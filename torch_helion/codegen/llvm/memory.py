@@ -404,8 +404,10 @@ def store(em: PhaseEmitter, op: Op, scope: Scope) -> None:
         for u, (name, guard) in enumerate(zip(em.widen(value, scope), where.guards, strict=True)):
             _vector_store(em, buffer, where, u, name, guard)
     for load in prefetch.waiting(em) if where.contiguous else ():
-        there = address(em, load, (), scope, [None] * em.piece.count)
-        _fetch_next(em, load, there)
+        source = em.buffers[load.attrs["buffer"]]
+        if linear_terms(source, load.attrs["index"])[0].keys() <= em.index.keys():
+            there = address(em, load, (), scope, [None] * em.piece.count)
+            _fetch_next(em, load, there)
 
 
 def _guarded_store(
