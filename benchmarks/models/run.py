@@ -134,7 +134,12 @@ class Measured:
     limit: Callable[[Any], float]
 
 
-def measure(case: Model, backends: Sequence[str], seconds: float) -> Measured:
+def measure(
+    case: Model,
+    backends: Sequence[str],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measured:
     module, inputs = case.make()
     timings = {backend: Timing() for backend in backends}
     calls: dict[str, Callable[[], object]] = {}
@@ -168,7 +173,7 @@ def measure(case: Model, backends: Sequence[str], seconds: float) -> Measured:
                 timing.problem = f"{type(error).__name__}: {text[0]}"
                 continue
             calls[backend] = call
-        for backend, samples in time_interleaved(calls, seconds).items():
+        for backend, samples in time_interleaved(calls, seconds, clock=clock).items():
             timings[backend].samples = samples
         memory = {backend: peak_memory(call) for backend, call in calls.items()}
     return Measured(timings, memory, lambda limits: roofline(calls_made, limits.seconds))
@@ -295,6 +300,11 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--kind", help="forward, training or decode only")
     made.add_argument("--batch", type=int, help="this batch size only")
     made.add_argument("--cold", action="store_true", help="first calls in fresh processes")
+    made.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="time what this process computes (one thread, on a machine that others use)",
+    )
     made.add_argument("--plot", action="store_true", help="draw the result (needs matplotlib)")
     made.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     return made.parse_args(given)
@@ -320,7 +330,8 @@ def default_backends() -> list[str]:
 def run_case(case: Model, backends: Sequence[str], args: argparse.Namespace, threads: int) -> Any:
     """The row, and a function that gives its limit once the machine is measured."""
     usable = [b for b in backends if not (case.train and b == "inductor-max")]
-    measured = measure(case, usable, args.seconds)
+    clock = time.process_time if args.processor_time else time.perf_counter
+    measured = measure(case, usable, args.seconds, clock)
     peers = {name: t for name, t in measured.timings.items() if name != "helion-tuned"}
     as_case = harness.Case(case.name, f"{case.kind} {case.batch}", case.dtype, lambda: None)
     base = make_row(as_case, peers, threads, args.low)
