@@ -399,7 +399,9 @@ def test_large_products_of_float32_are_ours(measured: None) -> None:
 def test_bfloat16_is_ours_with_few_rows_or_with_work_behind_it(measured: None) -> None:
     assert library_is_as_fast(tiles(1024, 768, 768, BF16)) is not None
     assert library_is_as_fast(tiles(1024, 768, 768, BF16, following=3)) is None
-    assert library_is_as_fast(tiles(16, 768, 768, BF16)) is None
+    for rows in (16, 48, 64):
+        assert library_is_as_fast(tiles(rows, 768, 3072, BF16)) is None
+    assert library_is_as_fast(tiles(48, 768, 3072, BF16, units="kn")) is not None
 
 
 def test_bytes_are_ours_with_few_rows(measured: None) -> None:

@@ -89,7 +89,7 @@ ZEN4: Mapping[Key, Class] = {
     (torch.float32, "k", "n"): ALL,
     (torch.float32, "m", "k"): Class(inner=512),
     (torch.float32, "m", "n"): Class(inner=512),
-    (torch.bfloat16, "k", "k"): Class(rows=48, matrix=1 << 16, inner=64, followed=True),
+    (torch.bfloat16, "k", "k"): Class(rows=96, matrix=1 << 16, inner=64, followed=True),
     (torch.bfloat16, "k", "n"): Class(rows=16, matrix=1 << 16, inner=64, followed=True),
     (torch.bfloat16, "m", "k"): Class(rows=8, matrix=1 << 14),
     (torch.bfloat16, "m", "n"): Class(rows=8, matrix=1 << 14),

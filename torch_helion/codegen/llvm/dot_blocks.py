@@ -60,9 +60,8 @@ def default_blocks(
     """Blocks of m, n and k for C[m, n] = A[m, k] · B[k, n] in ``dtype``.
 
     ``a_unit``, ``b_unit``: the axes whose stride is one. ``computed``: an operand is not read in
-    place.
-    ``threads``: how many will share the grid (default: all cores). ``results``: how many products
-    one step makes. ``batch``: how many such C the grid is over.
+    place. ``threads``: how many will share the grid (default: all cores). ``results``: how many
+    products one step makes. ``batch``: how many such C the grid is over.
     """
     threads = threads or _hardware.cores()
     longest = COMPUTED_K if computed else WHOLE_K

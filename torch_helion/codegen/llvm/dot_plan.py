@@ -214,7 +214,7 @@ INNER_UNITS = 1024
 """Units along k of a block in form "inner" with more than one row tile: B's rows stay in L1."""
 UNBLOCKED = 1 << 40
 MANY = 1 << 20
-MANY_ROWS, MANY_COLUMNS = 64, 128
+MANY_ROWS, MANY_COLUMNS = 64, 64
 """From here on, extents do not change the code of panels."""
 
 
