@@ -349,6 +349,113 @@ def test_two_attentions_share_a_kernel() -> None:
     assert first == second
 
 
+# -- plain spellings in training ------------------------------------------------------------------
+
+
+def biased_by_position(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625])
+    return torch.softmax(scores(q, k) - slopes[:, None, None] * difference(q, k), -1) @ v
+
+
+def softcapped_and_joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s = 5 * torch.tanh(scores(q, k) / 5)
+    s = s.masked_fill(difference(q, k) < 0, -INF)
+    return (torch.softmax(s, -1) @ v).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1)
+
+
+def in_float(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.softmax((q @ k.mT) * 0.25, -1, dtype=torch.float32)
+    return weights.to(q.dtype) @ v
+
+
+def hidden_in_memory(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    seen = hidden_by_memory("nowhere", 300, 300)
+    return torch.softmax(scores(q, k).masked_fill(~seen, LEAST), -1) @ v
+
+
+def window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    d = difference(q, k)
+    return torch.softmax(torch.where((d >= 0) & (d < 40), scores(q, k), LEAST), -1) @ v
+
+
+TRAINING: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
+    "softcapped": (softcapped_and_joined, {"rows": 300, "keys": 300}),
+    "shared keys": (
+        lambda q, k, v: biased_by_position(q, repeat(k, 2), repeat(v, 2)),
+        {"heads": 4, "shared": 2, "keys": 90},
+    ),
+    "half": (in_float, {"dtype": torch.bfloat16, "keys": 90}),
+    "window": (window, {"rows": 300, "keys": 300}),
+}
+MORE_TRAINING: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
+    "plain": (plain, {"rows": 5, "keys": 300}),
+    "half": (plain, {"dtype": torch.bfloat16}),
+    "hidden in memory": (hidden_in_memory, {"heads": 4, "rows": 300, "keys": 300}),
+    "einsum": (PLAIN["einsum"], {}),
+    "scaled query": (PLAIN["scale on the query"], {}),
+    "three dimensions": (PLAIN["three dimensions"], {}),
+    "narrow values": (PLAIN["narrow values"], {}),
+}
+
+
+def check_training(fn: Callable[..., Tensor], args: list[Tensor]) -> None:
+    """Gradients are right, and both halves are kernels."""
+    names = check_gradients(fn, args)
+    assert {"attention", "attention_backward"} <= set(names)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training(name: str) -> None:
+    fn, sizes = TRAINING[name]
+    check_training(fn, list(qkv(**sizes)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE_TRAINING)
+def test_more_training(name: str) -> None:
+    fn, sizes = MORE_TRAINING[name]
+    check_training(fn, list(qkv(**sizes)))
+
+
+def test_scores_are_not_saved() -> None:
+    saved: list[int] = []
+    args = [x.requires_grad_() for x in qkv(rows=64, keys=64)]
+    compiled = torch.compile(softcapped_and_joined, backend="helion")
+
+    def keep(x: Tensor) -> Tensor:
+        saved.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        compiled(*args)
+    assert saved and max(saved) < 2 * 3 * 64 * 64
+
+
+@pytest.mark.slow
+def test_training_that_is_left() -> None:
+    """Weights that are returned, a bias that is learned, dropped weights: nothing is recomputed."""
+    for fn in (
+        lambda q, k, v: (lambda w: w @ v + w.sum())(torch.softmax(scores(q, k), -1)),
+        lambda q, k, v: torch.softmax(scores(q, k) + q[0, 0] @ v[0, 0].mT, -1) @ v,
+    ):
+        names = check_gradients(fn, list(qkv()))
+        assert "attention_backward" not in names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bad", [math.nan, INF])
+def test_training_with_what_is_not_finite(bad: float) -> None:
+    args = list(qkv(heads=2, rows=300, keys=300))
+    for place in range(3):
+        broken = [x.clone() for x in args]
+        broken[place][0, 1, 200, 3] = bad
+        weight = torch.ones(2, 300, 32)
+        got = gradients_of(torch.compile(softcapped_and_joined, backend="helion"), broken, weight)
+        want = gradients_of(softcapped_and_joined, broken, weight)
+        for mine, theirs in zip(got, want, strict=True):
+            assert torch.equal(mine.isnan(), theirs.isnan())
+
+
 # -- what only looks like attention ---------------------------------------------------------------
 
 
@@ -458,12 +565,12 @@ def test_masks_that_prove_nothing_are_masks() -> None:
 
 LEAST = torch.finfo(torch.float32).min
 FINITE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "filled": lambda s, d: s.masked_fill(d < 3, LEAST),
-    "filled in the middle": lambda s, d: s.masked_fill((d < 0) | (d > 40), -1e9),
-    "where": lambda s, d: torch.where(d >= 3, s, torch.finfo(s.dtype).min),
+    "filled": lambda s, d: s.masked_fill((d < 3) | (d > 40), -1e9),
     "added": lambda s, d: s + torch.where(d >= 3, 0.0, LEAST),
-    "added to softcapped": lambda s, d: 5 * torch.tanh(s / 5) + torch.full_like(d, LEAST, dtype=s.dtype).triu(-2),
-}  # fmt: skip
+    "added to softcapped": lambda s, d: (
+        5 * torch.tanh(s / 5) + torch.full_like(d, LEAST, dtype=s.dtype).triu(-2)
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FINITE)
@@ -492,7 +599,16 @@ def hidden_by_memory(kind: str, rows: int, keys: int) -> Tensor:
     return seen
 
 
-@pytest.mark.parametrize("form", ["operator", "operator, added", "filled", "added", "padding"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "operator, added",
+        "filled",
+        "padding",
+        pytest.param("operator", marks=pytest.mark.slow),
+        pytest.param("added", marks=pytest.mark.slow),
+    ],
+)
 def test_masks_in_memory(form: str) -> None:
     """Keys that a mask hides from a whole tile of queries are passed over; the rest is as ever."""
     q, k, v = qkv(batch=2, heads=4, rows=260, keys=300)

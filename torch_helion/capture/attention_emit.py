@@ -19,7 +19,7 @@ and c are 0 and what follows is right. At the end 0 / 0 is the NaN that a softma
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import sympy
@@ -31,23 +31,22 @@ from torch_helion.capture.attention_backward import BackwardEmitter
 from torch_helion.capture.attention_base import TileEmitter
 from torch_helion.capture.attention_gradients import GradientsEmitter
 from torch_helion.capture.attention_masks import (
-    ADDED,
     CAUSAL,
     EVERYTHING,
     FACTOR,
     LARGEST_ELEMENT,
     Masks,
-    Test,
 )
 from torch_helion.capture.attention_match import ADDED as ADDING
 from torch_helion.capture.attention_match import Attention
+from torch_helion.capture.attention_seen import Seen, mentions
 from torch_helion.capture.attention_space import Roles, roles_of
 from torch_helion.capture.axes import Atom, refusal
 from torch_helion.capture.collapse import reachable
 from torch_helion.capture.emit import CollapseError, Emitted, Phase
 from torch_helion.capture.node_facts import Facts
 from torch_helion.capture.sizes import hint_of
-from torch_helion.capture.trace import Gathered, Instance
+from torch_helion.capture.trace import Instance
 from torch_helion.ir.graph import Value
 from torch_helion.ir.types import (
     Affine,
@@ -66,8 +65,6 @@ CASTS = frozenset({
 })  # fmt: skip
 FEW_ROWS = 8
 """With as few queries, heads that share keys are rows of one tile."""
-LEAST_SHARED = 4
-"""Heads that share a mask, if it is looked through before the products."""
 PART = 512
 """Least keys of a part, where several steps share the keys of a head."""
 
@@ -110,9 +107,9 @@ class AttentionEmitter(TileEmitter):
         """Values of the products, where they are known."""
         self.band = EVERYTHING
         self.masks: Masks
-        self.tests: list[Test] = []
-        """Parts of masks in memory that are looked through before the products."""
-        self.seen: list[sympy.Symbol] = []
+        self.seen: Seen
+        """Masks in memory that are looked through before the products."""
+        self.limits: list[sympy.Symbol] = []
         """The first and the last key that those let a tile of queries see."""
         self.flagged: list[Atom] = []
         """The heads that have a flag."""
@@ -126,13 +123,14 @@ class AttentionEmitter(TileEmitter):
         grid, blocks = self._declare_axes()
         parts = self._parts()
         self._find_hidden(parts == 1)
-        some = bool(self.band or self.tests)
-        seen = self._seen_phase() if self.tests else []
+        some = bool(self.band or self.seen)
+        if self.seen:
+            self.seen.emit_phase(self.b.block("m"), self.b.block("n"))
         flags = self._flag_phase() if some and self.attention.mask_matters else None
         split = [self.b.axis("s", parts)] if parts > 1 else []
         with self.b.grid(*grid, *split, blocks=[*blocks, *[1 for _ in split]]):
             self._read_flag(flags)
-            self._read_seen(seen)
+            self.limits = self.seen.read() if self.seen else []
             queries = self.value(self.use(self.roles.queries))
             self._require_small(queries)
             state = self._over_keys(queries, parts)
@@ -325,93 +323,9 @@ class AttentionEmitter(TileEmitter):
             if flash.mask is not None:
                 masks.finite = finite and abs(flash.scale) <= FACTOR
                 self.band = self.band & masks.added_mask(self.use((first, flash.mask)))
-        self.tests = masks.tests if self._tests_pay() else []
-
-    def _tests_pay(self) -> bool:
-        """Whether looking through the masks costs little against the products: they are shared by
-        heads, or the same for all queries.
-        """
-        names = self._tested()
-        if self.roles.row is None or self.trace.name(self.roles.row) not in names:
-            return True
-        others = [a for a in self.roles.outer if self.trace.name(a) not in names]
-        counts = [hint_of(self.roles.space.extents[a], self.hints) or 1 for a in others]
-        return math.prod(counts) >= LEAST_SHARED
-
-    def _tested(self) -> set[str]:
-        """The axes of the masks that are looked through."""
-        below = reachable(test.at for test in self.masks.tests)
-        places = [p for i in below for p in i.index]
-        atoms = (*self.roles.outer, *([] if self.roles.row is None else [self.roles.row]))
-        return {n for a in atoms if _mentions(places, n := self.trace.name(a))}
-
-    def _seen_phase(self) -> list[Buffer]:
-        """The first and the last key that each row of the masks lets its queries see."""
-        b, roles, outer = self.b, self.roles, self.phase
-        self.phase = Phase(0, {}, {})
-        names = self._tested()
-        self.looked = [a for a in roles.outer if self.trace.name(a) in names]
-        grid = [self.set_axis(a, f"w{number}") for number, a in enumerate(self.looked)]
-        blocks: list[Size] = [1] * len(grid)
-        if roles.row is not None and self.trace.name(roles.row) in names:
-            self.looked.append(roles.row)
-            grid.append(self.set_axis(roles.row, "wm"))
-            blocks.append(b.block("m"))
-        shape = tuple(a.size for a in grid)
-        buffers = [
-            b.buffer(name, torch.int64, shape, contiguous_strides(shape), "workspace")
-            for name in ("firsts", "lasts")
-        ]
-        with b.grid(*grid, blocks=blocks):
-            key = b.axis("wn", self.extents[roles.key])
-            none = b.expand(b.size_value(self.extents[roles.key]), grid)
-            start = [none, b.expand(b.const(-1, torch.int64), grid)]
-            inside = self.inside({roles.key: key})
-            with inside, b.tile_loop([key], start, [b.block("n")]) as loop:
-                loop.finish(self._look(loop.args, [*grid, key], key))
-            for buffer, value in zip(buffers, loop.results, strict=True):
-                b.store(buffer, [Affine.of(a) for a in grid], value)
-        self.phase = outer
-        return buffers
-
-    def _look(self, state: list[Value], axes: list[Axis], key: Axis) -> list[Value]:
-        b, hidden = self.b, None
-        for test in self.tests:
-            value = self.value(test.at)
-            if test.wanted is None:
-                value = b.cast(value, self.acc_dtype)
-                value = b.pointwise("le", value, self.number(ADDED))
-            elif not test.wanted:
-                value = b.pointwise("not", value)
-            hidden = value if hidden is None else b.pointwise("or", hidden, value)
-        assert hidden is not None
-        place = self.place_of(self.roles.key)
-        found = []
-        for old, none, fn, join in zip(
-            state,
-            (b.size_value(self.extents[self.roles.key]), b.const(-1, torch.int64)),
-            ("min", "max"),
-            ("minimum", "maximum"),
-            strict=True,
-        ):
-            seen = b.expand(b.pointwise("where", hidden, none, place), axes)
-            found.append(b.pointwise(join, old, b.reduce(fn, seen, [key])))
-        return found
-
-    def _read_seen(self, buffers: list[Buffer]) -> None:
-        """Those of this tile of queries."""
-        b, roles = self.b, self.roles
-        for buffer, fn in zip(buffers, ("min", "max"), strict=False):
-            index: list[IndexExpr] = []
-            for atom in self.looked:
-                axis = self.axis_of(atom)
-                index.append(
-                    Affine.of(axis) if atom == roles.row else Affine((), begin_symbol(axis))
-                )
-            value = b.load(buffer, index)
-            if value.type.axes:
-                value = b.reduce(fn, value, value.type.axes)
-            self.seen.append(b.bind(value, "seen"))
+        self.seen = Seen(self, masks.tests, roles.row, roles.key)
+        if not self.seen and not self.band:
+            masks.floor = -math.inf  # nothing is passed over
 
     def _require_small(self, queries: Value) -> None:
         """Where a mask is added, queries that are large may make scores that it does not hide."""
@@ -437,8 +351,9 @@ class AttentionEmitter(TileEmitter):
             begin = sympy.Max(begin, self.final(constant) + (first if diagonal else 0))
         for diagonal, constant in self.band.highs:
             end = sympy.Min(end, self.final(constant) + 1 + (last if diagonal else 0))
-        if self.seen:
-            begin, end = sympy.Max(begin, self.seen[0]), sympy.Min(end, self.seen[1] + 1)
+        if self.limits:
+            first, last = self.limits
+            begin, end = sympy.Max(begin, first), sympy.Min(end, last + 1)
         size = end if begin == 0 else sympy.Max(0, end - begin)
         if self.whole is not None:
             begin = begin * (1 - self.whole)
@@ -497,7 +412,7 @@ class AttentionEmitter(TileEmitter):
             places = [*instance.index, *(g.place for g in instance.guards)]
             places += [c.place for where, _ in instance.branches for c in where]
             below = any(part in moving for part in instance.parts())
-            if below or instance.node is self.attention.first or _mentions(places, name):
+            if below or instance.node is self.attention.first or mentions(places, name):
                 moving.add(instance)
             elif instance.kind == "load" and instance.node not in self.given:
                 self.value(instance)
@@ -582,13 +497,3 @@ class AttentionEmitter(TileEmitter):
         for output in attention.outputs[1:]:
             logsumexp = b.pointwise("add", self._base(top), b.pointwise("log", total))
             self.store_value(output, b.cast(logsumexp, output.meta["val"].dtype))
-
-
-def _mentions(places: Iterable[Any], name: str) -> bool:
-    for place in places:
-        if isinstance(place, Gathered):
-            if _mentions(place.index.index, name):
-                return True
-        elif name in place.axis_names:
-            return True
-    return False

@@ -44,6 +44,7 @@ from torch_helion.capture.attention_match import (
     scores_product,
     without_rim_views,
 )
+from torch_helion.capture.attention_seen import Seen
 from torch_helion.capture.attention_space import Roles
 from torch_helion.capture.axes import Atom, refusal
 from torch_helion.capture.collapse import reachable
@@ -214,6 +215,9 @@ class GradientsEmitter(TileEmitter):
         ]
         self.loops = 0
         self.whole: sympy.Symbol | None = None
+        """1 where nothing may be passed over."""
+        self.seen: Seen
+        self.hides = False
 
     def _contracts(self, end: tuple[fx.Node, Path]) -> Atom:
         ((atom,),) = self.roles.space.of((end[0], (0,)))[-1:]
@@ -228,6 +232,9 @@ class GradientsEmitter(TileEmitter):
         for number, atom in enumerate(roles.more):
             self.set_axis(atom, f"f{number}")
         self.band = self._visible()
+        self.hides = bool(self.band or self.seen)
+        if self.seen:
+            self.seen.emit_phase(self.b.block("n"), self.b.block("m"))
         self.sums = {end: self._workspace(f"sum{i}", end) for i, end in enumerate(self.along_keys)}
         with b.grid(*grid, blocks=[1] * len(grid)):
             self._prepare()
@@ -280,6 +287,7 @@ class GradientsEmitter(TileEmitter):
         self.masks.added = first.meta["val"].dtype is not torch.float16
         band = self.masks.visible(self.use((self.gradients.sub, (0,))))
         zero = all(_vanishes(self._inner(end), self.gradients.weights) for end in self.columns)
+        self.seen = Seen(self, self.masks.tests if zero else [], roles.key, self.row)
         return band if zero else EVERYTHING
 
     def _rows_seen(self, key: Axis) -> tuple[Size, Size]:
@@ -294,8 +302,10 @@ class GradientsEmitter(TileEmitter):
         for diagonal, constant in self.band.lows:
             if diagonal:
                 end = sympy.Min(end, last - self.final(constant) + 1)
-        size = end if begin == 0 else sympy.Max(0, end - begin)
-        size = sympy.Max(0, size)
+        if self.seen:
+            low, high = self.seen.read()
+            begin, end = sympy.Max(begin, low), sympy.Min(end, high + 1)
+        size = sympy.Max(0, end - begin)
         if self.whole is not None:
             begin = begin * (1 - self.whole)
             size = sympy.Max(size, every * self.whole)
@@ -325,14 +335,14 @@ class GradientsEmitter(TileEmitter):
         """Sums begin at 0; is there a number that would show through a weight of 0?"""
         b, roles = self.b, self.roles
         outer = self._axes()
-        start = [b.expand(self.number(0.0), outer)] if self.band else []
+        start = [b.expand(self.number(0.0), outer)] if self.hides else []
         inside, loop, _ = self._loop(self.row, "m", start)
         with inside, loop as rows:
             for end, buffer in self.sums.items():
                 zero = b.expand(self.number(0.0), self._axes(self.row, self.columns[end]))
                 b.store(buffer, self._at(end), zero)
-            rows.finish([self._bad(rows.args[0], self._of_rows(), outer)] if self.band else [])
-        if not self.band:
+            rows.finish([self._bad(rows.args[0], self._of_rows(), outer)] if self.hides else [])
+        if not self.hides:
             return
         keys = [self.use(roles.keys), self.use(roles.values)]
         inside, loop, _ = self._loop(roles.key, "n", rows.results)

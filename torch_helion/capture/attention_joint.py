@@ -40,7 +40,10 @@ aten, prims = torch.ops.aten, torch.ops.prims
 log = _logging.get_logger("capture")
 
 _RESHAPES = frozenset((aten.view.default, aten.reshape.default, aten._unsafe_view.default))
-_CASTS = frozenset((prims.convert_element_type.default, aten._to_copy.default))
+_IN_ORDER = _RESHAPES | {
+    prims.convert_element_type.default, aten._to_copy.default, aten.clone.default,
+    aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+}  # fmt: skip
 
 
 class JointPass(inductor.GraphPass):
@@ -130,6 +133,8 @@ def _match(
     path = scores_path(facts, first, softmax.scores, number)
     top, sub, exp, total, _ = softmax.nodes
     forward = {first, *path, *softmax.nodes, *carriers}
+    if any("recompute" in node.meta for node in (*forward, second)):
+        raise refusal(weights, "the user's checkpoints say what is saved")
     for node in forward - {top, total}:
         if any(u not in forward and u not in backward and u is not second for u in node.users):
             raise refusal(node, f"{node.name} is used elsewhere")
@@ -180,11 +185,19 @@ def _keeps_order(at: Any, origin: fx.Node) -> bool:
             return False
         below = at.args[0]
         same = tuple(at.meta["val"].shape) == tuple(below.meta["val"].shape)
-        kept = at.target in _RESHAPES or at.target in _CASTS or at.target is aten.clone.default
-        if not kept and not (at.target is aten.expand.default and same):
+        kept = at.target in _IN_ORDER or (at.target is aten.expand.default and same)
+        if not kept and not (at.target is aten.permute.default and _moves_ones(at)):
             return False
         at = below
     return True
+
+
+def _moves_ones(permute: fx.Node) -> bool:
+    """Whether a permutation moves dimensions of extent 1 only."""
+    shape = permute.args[0].meta["val"].shape  # type: ignore[union-attr]
+    order = [int(d) % len(shape) for d in permute.args[1]]  # type: ignore[union-attr,arg-type]
+    moved = [d for d in order if not (isinstance(shape[d], int) and shape[d] == 1)]
+    return moved == sorted(moved)
 
 
 def _sum_of_weights(closure: Closure, softmax: Softmax) -> tuple[tuple[Any, ...], fx.Node]:
@@ -201,12 +214,13 @@ def _sum_of_weights(closure: Closure, softmax: Softmax) -> tuple[tuple[Any, ...]
         raise refusal(weights, "its backward sums over other axes")
     if product.target is not aten.mul.Tensor:  # type: ignore[union-attr]
         raise refusal(weights, "its backward is another one")
-    parts = [n for n in product.args if n is not weights]  # type: ignore[union-attr]
-    if len(parts) != 1 or not _keeps_order(parts[0], source):
+    parts = [n for n in product.args if isinstance(n, fx.Node)]  # type: ignore[union-attr]
+    if len(parts) != 2 or not _keeps_order(parts[0], weights):
+        parts.reverse()
+    if len(parts) != 2 or not _keeps_order(parts[0], weights) or not _keeps_order(parts[1], source):
         raise refusal(weights, "its backward is another one")
-    if any(n is not weights and n is not parts[0] for n in product.args):  # type: ignore[union-attr]
-        raise refusal(weights, "its backward is another one")
-    at, sizes = parts[0], tuple(weights.meta["val"].shape)
+    at: Any = parts[1]
+    sizes: tuple[Any, ...] = tuple(weights.meta["val"].shape)
     while at is not source:
         if at.target in _RESHAPES:
             sizes = tuple(at.args[1])
@@ -226,7 +240,8 @@ def _gradient(source: fx.Node, second: fx.Node) -> fx.Node:
     )
     if source.target is not aten.bmm.default or not moved:
         raise refusal(second, "its backward multiplies other values")
-    dims = tuple(values.args[1]) if len(values.args) == 2 else tuple(values.args[1:])  # type: ignore[union-attr,arg-type]
+    given: Any = values.args[1:] if len(values.args) > 2 else values.args[1]  # type: ignore[union-attr]
+    dims = tuple(given)
     if values.args[0] is not second.args[1] or dims not in ((0, 2, 1), (1, 2), (2, 1), (-2, -1)):  # type: ignore[union-attr]
         raise refusal(second, "its backward multiplies other values")
     assert isinstance(gradient, fx.Node)

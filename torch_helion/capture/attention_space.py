@@ -233,10 +233,10 @@ def _of_gradients(space: Space, attention: Attention) -> Roles:
     for end, path in gradients.ends:
         inner, result = space.atoms((end, path)), space.atoms(end)
         columns = [a for a in result if a not in inner]
-        left = space.of((end, (0,)))[-1]
+        summed = space.of((end, (0,)))[-1]
         if set(inner) != {*outer, *rows, *keys} or len(columns) != 1:
             raise refusal(end, "it is no product of scores with queries, keys or values")
-        if len(left) != 1 or left[0] not in (*rows[-1:], *keys) or len(rows) != 1:
+        if len(summed) != 1 or summed[0] not in (*rows[-1:], *keys) or len(rows) != 1:
             raise refusal(end, "it does not sum over the keys or the queries")
         if not isinstance(space.extents[columns[0]], int):
             raise refusal(end, "its head size is not known when compiling")
