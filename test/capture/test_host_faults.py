@@ -112,6 +112,20 @@ def test_layout_optimisation() -> None:
     assert inductor_compat.generated_cpp_kernels() == before, "no copies between layouts"
 
 
+# ---------------------------------------------------------------------- program guards
+
+
+def test_updates_of_halves_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fn, arguments = KNOWN["product_and_sum_of_halves"]
+    compare(fn, arguments)
+    monkeypatch.setattr(host_faults, "PROGRAM_GUARDS", ())
+    try:
+        compare(fn, arguments)
+    except AssertionError:
+        return
+    pytest.skip("this version of dynamo does not cut the update")
+
+
 # ---------------------------------------------------------------------- graph guards
 
 
@@ -233,6 +247,14 @@ KNOWN: dict[str, tuple[Callable[..., Any], Arguments]] = {
     ),
     "inactive_dropout_then_mutation": (
         lambda x: _dropout_then_mutate(x), lambda: (torch.randn(4),),
+    ),
+    "product_and_sum_of_halves": (
+        lambda x, a, b: x.addcmul_(a, b, value=0.3).addcdiv_(b, a, value=-0.7).lerp_(b, 0.1),
+        lambda: tuple((torch.rand(3, 1000) + 0.5).bfloat16()),
+    ),
+    "product_of_halves_read_twice": (
+        lambda x, a, b: (a.add_(1), x.addcmul_(a, b, value=0.3) + a * b),
+        lambda: tuple((torch.rand(3, 100) + 0.5).half()),
     ),
     "bits_read_before_a_write": (lambda x: _bits(x), lambda: (INT.reshape(4, 7).clone(),)),
     "clone_given_to_a_mutation": (

@@ -292,12 +292,60 @@ _DROPOUTS = {
     torch.dropout: ("input", "p", "training"),
 }
 
+
+def _product_and_sum_of_halves(graph: Graph) -> int:
+    """Updates of half types that dynamo has cut into two steps, each of them rounded.
+
+    Before → after: product = a * b; fma(product, 0.1, x) → addcmul(x, a, b, value=0.1)
+    """
+    changed = 0
+    for node in list(graph.nodes):
+        if str(node.target) != "prims.fma.default" or not _is_cut_update(*node.args):
+            continue
+        product, value, start = node.args
+        if node.prev is not product or set(product.users) != {node}:
+            continue
+        with graph.inserting_before(node):
+            whole = graph.call_function(
+                _UPDATES[product.target], (start, *product.args), {"value": value}
+            )
+        whole.meta = dict(node.meta)
+        node.replace_all_uses_with(whole)
+        graph.erase_node(node)
+        graph.erase_node(product)
+        changed += 1
+    return changed
+
+
+def _is_cut_update(product: Any, value: Any, start: Any) -> bool:
+    """Whether these operands of a multiply-add are a product of tensors, a number, a tensor."""
+    if not isinstance(product, Node) or not isinstance(start, Node) or isinstance(value, Node):
+        return False
+    if product.target not in _UPDATES or product.kwargs or len(product.args) != 2:
+        return False
+    nodes = (*product.args, start)
+    examples = [n.meta.get("example_value") for n in nodes if isinstance(n, Node)]
+    dtypes = {x.dtype for x in examples if isinstance(x, torch.Tensor)}
+    same = len(dtypes) == 1 and dtypes <= {torch.bfloat16, torch.float16}
+    return (
+        same and len(examples) == len(nodes) and all(isinstance(x, torch.Tensor) for x in examples)
+    )
+
+
+_UPDATES = {torch.mul: torch.addcmul, torch.div: torch.addcdiv}
+
 PROGRAM_GUARDS: tuple[ProgramGuard, ...] = (
     ProgramGuard(
         "inactive_dropout",
         "dropout outside of training returns its argument itself; traced, it returns a copy, and"
         " what is written into it is lost",
         _inactive_dropout,
+    ),
+    ProgramGuard(
+        "product_and_sum_of_halves",
+        "addcmul_ and addcdiv_ with a number become a product and a sum; in half types both are"
+        " rounded, where PyTorch rounds once",
+        _product_and_sum_of_halves,
     ),
 )
 

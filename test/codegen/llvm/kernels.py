@@ -231,6 +231,24 @@ def round_to_bfloat16(dtype: torch.dtype, factor: float | None) -> Kernel:
     return b.build()
 
 
+def gelu(dtype: torch.dtype, out_dtype: torch.dtype) -> Kernel:
+    """x/2 · (1 + erf(x/√2)), and with it x · sigmoid(x) in a second output."""
+    b = Builder("gelu")
+    n = b.size("n")
+    x = buffer(b, "x", (n,), dtype)
+    outs = [buffer(b, f"out{i}", (n,), out_dtype, "out") for i in range(2)]
+    an = b.axis("n", n)
+    with b.grid(an):
+        value = b.cast(b.load(x, [at(an)]), F32)
+        erf = b.pointwise("erf", b.pointwise("mul", value, b.const(0.5**0.5, F32)))
+        half = b.pointwise("mul", value, b.const(0.5, F32))
+        gelu = b.pointwise("mul", half, b.pointwise("add", erf, b.const(1.0, F32)))
+        silu = b.pointwise("mul", value, b.pointwise("sigmoid", value))
+        for out, result in zip(outs, (gelu, silu), strict=True):
+            b.store(out, [at(an)], b.cast(result, out_dtype))
+    return b.build()
+
+
 def asserted_positive() -> Kernel:
     """2 * x where every x is positive, else an error."""
     b = Builder("asserted_positive")

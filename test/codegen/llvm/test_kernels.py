@@ -336,6 +336,32 @@ def test_rounding_to_bfloat16_is_that_of_pytorch(dtype: torch.dtype, factor: flo
     assert torch.equal(got[number].view(torch.int16), want[number].view(torch.int16))
 
 
+def test_short_functions_where_results_are_rounded_to_bfloat16() -> None:
+    """Every bfloat16: hardly more than half a step from the exact result; right at the ends."""
+    x = _numbers(torch.bfloat16)
+    kernel = kernels.gelu(torch.bfloat16, torch.bfloat16)
+    assert "one_plus_erf_short" in compiler.compile_kernel(kernel, {kernel.sizes[0]: len(x)})
+    outs = [torch.empty_like(x), torch.empty_like(x)]
+    gelu, silu = run(kernel, [x], outs, [len(x)])
+    exact = x.double()
+    with_tails = exact * torch.special.ndtr(exact)
+    for got, want, low in ((gelu, with_tails, -5.5), (silu, exact * exact.sigmoid(), -80.0)):
+        inside = (exact > low) & exact.isfinite()
+        error = (got.double() - want).abs()[inside]
+        assert (error <= 2.0**-8 * 1.03 * want.abs()[inside] + 2.0**-134 * 1.01).all()
+        assert (got[(exact <= low) & exact.isfinite()].abs() <= 2e-7).all()
+        assert torch.equal(got.isnan(), x.isnan() | (x == -math.inf))
+        assert got[x == math.inf].isposinf().all()
+        zero = x == 0
+        assert torch.equal(got[zero].signbit(), x[zero].signbit())
+
+
+def test_long_functions_where_more_bits_are_kept() -> None:
+    for dtype in (torch.float32, torch.float16):
+        kernel = kernels.gelu(torch.bfloat16, dtype)
+        assert "_short" not in compiler.compile_kernel(kernel, {kernel.sizes[0]: 1000})
+
+
 @pytest.mark.parametrize("columns", [48, 50, 64, 1000, 1008])
 def test_streaming_stores_where_rows_turn_out_to_be_aligned(columns: int) -> None:
     """The length of a row is an argument: whether its rows are aligned is seen when it runs."""
