@@ -51,9 +51,12 @@ def test_loops_over_a_piece_of_the_grid() -> None:
 
 
 def test_a_causal_loop_is_no_piece() -> None:
-    args = [rand(4, 256, 64) for _ in range(3)]
-    rows, _ = blocks(programs.attention_causal, *args)
+    rows, _ = blocks(programs.attention_causal, *(rand(4, 1024, 64) for _ in range(3)))
     assert rows == 128
+    rows, _ = blocks(programs.attention_causal, *(rand(4, 256, 64) for _ in range(3)))
+    assert rows == 64, "of few tiles much lies beyond the diagonal"
+    _, rows, _ = blocks(programs.attention, *(rand(1, 4, 256, 64) for _ in range(3)))
+    assert rows == 128, "nothing is masked"
 
 
 def test_small_products_are_not_packed() -> None:

@@ -122,9 +122,7 @@ def _upstream(facts: Facts, operand: fx.Node, found: Closure) -> list[fx.Node]:
     return [at]
 
 
-def match_gradients(
-    facts: Facts, div: fx.Node, number: dict[fx.Node, int]
-) -> Attention | None:
+def match_gradients(facts: Facts, div: fx.Node, number: dict[fx.Node, int]) -> Attention | None:
     """The backward around weights that are computed again; None where there is no such thing.
 
     Raises `exc.LoweringError` where there is, and yet it is none of ours.
@@ -210,9 +208,7 @@ class GradientsEmitter(TileEmitter):
         self.given: dict[fx.Node, Value] = {}
         self.columns = dict(zip(gradients.ends, roles.more, strict=True))
         """End → the axis of its result that scores have not."""
-        self.along_keys = [
-            end for end in gradients.ends if self._contracts(end) == roles.key
-        ]
+        self.along_keys = [end for end in gradients.ends if self._contracts(end) == roles.key]
         self.loops = 0
         self.whole: sympy.Symbol | None = None
         """1 where nothing may be passed over."""

@@ -321,4 +321,3 @@ def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
     with tensor.fake_mode:  # type: ignore[attr-defined]
         node.meta["val"] = target(*values)
     return node
-

@@ -213,9 +213,7 @@ class Masks:
         if target in _CASTS:
             return _is_wide(at) and self.bounded(parts[0], factor)
         if target is aten.where.self and len(parts) == 3:  # masked already: nothing large
-            return all(
-                self.bounded(p, factor) or (constant_of(p) or 1) <= 0 for p in parts[1:]
-            )
+            return all(self.bounded(p, factor) or (constant_of(p) or 1) <= 0 for p in parts[1:])
         return False
 
     # -- conditions -------------------------------------------------------------------------------

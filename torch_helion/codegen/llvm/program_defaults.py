@@ -28,6 +28,10 @@ from torch_helion.ir.types import Axis, Buffer, Size, begin_symbol, block_symbol
 SCORE_ROWS = 128
 """Rows of a tile of scores: its statistics, and the tile itself in L2."""
 SCORE_COLUMNS = 512
+CAUSAL_ROWS, CAUSAL_TILES = 64, 4
+"""Least rows where scores end with the row (what a tile computes beyond is thrown away), and the
+tiles that rows are cut into at least, unless these are fewer.
+"""
 INNER_SCORES = (128, 256)
 """Rows and columns where both are in loops, as in attention's backward."""
 LOOP_TILE, CARRIED_TILE = 4096, 1024
@@ -194,6 +198,8 @@ def _product(facts: _Facts, op: Op) -> None:
             size = SCORE_COLUMNS if name in facts.loops else SCORE_ROWS
             if inner:  # both in loops: several such tiles are kept at once
                 size = INNER_SCORES[name in columns]
+            elif name not in facts.loops and _ends_with(facts, (*rows, *columns), name):
+                size = min(size, max(CAUSAL_ROWS, facts.extent(name) // CAUSAL_TILES))
             facts.choose(name, size)
         return
     if k in facts.loops and not any(n in facts.grid for n in (*rows, *columns)):
@@ -236,6 +242,13 @@ def _split(facts: _Facts, k: str) -> str | None:
     begins = {begin_symbol(facts.axes[n]): n for n in facts.grid}
     found = [begins[s] for s in getattr(size, "free_symbols", ()) if s in begins]
     return found[0] if len(found) == 1 and found[0] in _divided(facts) else None
+
+
+def _ends_with(facts: _Facts, names: Iterable[str], name: str) -> bool:
+    """Whether the loop over one of the axes ends where a tile of `name` does, as causal scores."""
+    begin = begin_symbol(facts.axes[name])
+    sizes = (facts.axes[n].size for n in names if n in facts.loops)
+    return any(not isinstance(size, int) and begin in size.free_symbols for size in sizes)
 
 
 def _alike(facts: _Facts, op: Op) -> int:
