@@ -35,7 +35,7 @@ LINEAR = [
     (1, 768, 3072),
 ]
 """Rows, inputs, outputs."""
-WIDE = [(1, 4096, 4096), (16, 4096, 4096)]
+WIDE = [(1, 4096, 4096), (1, 4096, 11008), (16, 4096, 4096)]
 """Weights that no cache holds."""
 GATED = [(512, 768, 2048), (2048, 1024, 2816), (16, 768, 2048)]
 
@@ -143,6 +143,42 @@ def _bytes(m: int, k: int, n: int, dtype: str) -> Case:
     )
 
 
+GROUP = 128
+"""Neighbours along the inputs that share a scale."""
+
+
+def byte_weights(x, q, s):
+    w = q.view(q.shape[0], -1, GROUP).to(x.dtype) * s[:, :, None]
+    return F.linear(x, w.view(q.shape))
+
+
+def nibble_weights(x, p, s):
+    q = torch.stack([p & 0xF, p >> 4], -1).to(torch.int8) - 8
+    w = q.view(p.shape[0], -1, GROUP).to(x.dtype) * s[:, :, None]
+    return F.linear(x, w.view(p.shape[0], -1))
+
+
+def _quantized(bits: int, m: int, k: int, n: int, dtype: str) -> Case:
+    function = byte_weights if bits == 8 else nibble_weights
+
+    def make() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        x, s = torch.randn(m, k).to(DTYPES[dtype]), torch.rand(n, k // GROUP) * 0.01
+        low, small = (-128, torch.int8) if bits == 8 else (0, torch.uint8)
+        q = torch.randint(low, low + 256, (n, k * bits // 8)).to(small)
+        return function, (x, q, s.to(DTYPES[dtype]))
+
+    size = DTYPES[dtype].itemsize
+    return Case(
+        f"linear int{bits} {m}x{k}x{n}",
+        "small",
+        dtype,
+        make,
+        read=size * (m * k + k * n // GROUP) + k * n * bits // 8,
+        written=size * m * n,
+        flops=2.0 * m * k * n,
+    )
+
+
 def cases() -> list[Case]:
     found = []
     for dtype in DTYPES:
@@ -151,6 +187,8 @@ def cases() -> list[Case]:
         found += [_linear(linear_residual, *shape, dtype) for shape in LINEAR[:2]]
         found += [_gated(*shape, dtype) for shape in GATED]
         found += [_bytes(m, 4096, 4096, dtype) for m in (1, 16)]
+        found += [_quantized(b, 1, 4096, n, dtype) for b in (8, 4) for n in (4096, 11008)]
+        found += [_quantized(b, 16, 4096, 4096, dtype) for b in (8, 4)]
         found += [_mlp(512, 768, 3072, dtype, train) for train in (False, True)]
     return found
 

@@ -25,8 +25,10 @@ from torch._ops import OpOverload
 
 from torch_helion import exc
 from torch_helion._logging import get_logger
+from torch_helion.capture import quantized
 from torch_helion.capture import regions as map_reduce
 from torch_helion.capture.contraction_choice import (
+    BYTES_ROWS,
     LIKELY_ROWS,
     Product,
     Tiles,
@@ -40,6 +42,7 @@ from torch_helion.capture.contraction_kernel import (
 )
 from torch_helion.capture.mutation import Mutations
 from torch_helion.capture.node_facts import Facts, is_tensor, unsupported_tensor
+from torch_helion.capture.quantized import Weight
 from torch_helion.capture.region_to_kernel import (
     Region,
     RegionKernel,
@@ -68,15 +71,41 @@ def find_regions(
     graph: fx.Graph, lowerings: Mapping[OpOverload, Lowering], *, options: Any = None
 ) -> tuple[list[Region], list[Declined]]:
     """The regions of a graph in topological order of their last nodes, and what is left out."""
-    regions, declined = map_reduce.find_regions(graph, lowerings, options=options)
-    finder = Finder(graph, lowerings, regions)
-    if not finder.products:
-        return regions, declined
-    found = finder.find()
-    taken = {n for region in found for n in region.nodes}
+    weights = _worthwhile(graph, quantized.find(graph, _products(graph)))
+    while True:
+        hidden = {n for w in weights.values() for n in w.nodes}
+        regions, declined = map_reduce.find_regions(
+            graph, lowerings, options=options, excluded=hidden
+        )
+        finder = Finder(graph, lowerings, regions, weights)
+        if not finder.products:
+            return regions, declined
+        found = finder.find()
+        taken = {n for region in found for n in region.nodes}
+        left = [product for product in weights if product not in taken]
+        if not left:
+            break
+        for product in left:  # then what makes its weight is a region of its own
+            del weights[product]
     others = [d for d in declined if d.node not in finder.products and d.node not in taken]
     left = [Declined(n, why) for n, why in finder.reasons.items() if n not in taken]
     return found, sorted([*others, *left], key=lambda d: finder.number[d.node])
+
+
+def _products(graph: fx.Graph) -> list[fx.Node]:
+    targets = {row.overload for row in product_rules.PRODUCTS}
+    return [n for n in graph.nodes if n.target in targets]
+
+
+def _worthwhile(graph: fx.Graph, weights: Mapping[fx.Node, Weight]) -> dict[fx.Node, Weight]:
+    """Those of products with so few rows that a weight is not worth storing."""
+    hints = graph_hints(graph.nodes)
+    found = {}
+    for product, weight in weights.items():
+        rows = hint_of(shape_of(product)[0], hints)
+        if rows is not None and rows <= BYTES_ROWS and isinstance(shape_of(product)[0], int):
+            found[product] = weight
+    return found
 
 
 def build_kernel(region: Region, lowerings: Mapping[OpOverload, Lowering]) -> RegionKernel:
@@ -93,6 +122,8 @@ class Finder:
     graph: fx.Graph
     lowerings: Mapping[OpOverload, Lowering]
     regions: list[Region]
+    weights: Mapping[fx.Node, Weight] = field(default_factory=dict)
+    """Quantised weights, by the products that have them."""
     reasons: dict[fx.Node, str] = field(default_factory=dict)
     """Why a product is left to the library."""
 
@@ -102,8 +133,7 @@ class Finder:
         self.hints: Hints = graph_hints(self.graph.nodes)
         self.mutations = Mutations(self.graph)
         self.facts = Facts(self.rows)
-        targets = {row.overload for row in product_rules.PRODUCTS}
-        self.products = {n: None for n in self.graph.nodes if n.target in targets}
+        self.products = dict.fromkeys(_products(self.graph))
         self.conversions: dict[fx.Node, tuple[fx.Node, ...]] = {}
         """Of products that are to convert their second operand: that conversion, and views."""
         self.units = Units(self.graph)
@@ -144,7 +174,8 @@ class Finder:
         if None in sizes:
             return "its sizes have no likely values"
         least = 1 if isinstance(m, int) else LIKELY_ROWS
-        conversion = self._conversion(node, b)
+        weight = self.weights.get(node)
+        conversion = weight.nodes if weight else self._conversion(node, b)
         if conversion:
             self.conversions[node] = conversion
         return Product(
@@ -281,6 +312,7 @@ class Finder:
             products=tuple(products),
             prologue=frozenset(prologue),
             lowerings=self.rows,
+            weights={p: self.weights[p] for p in products if p in self.weights},
         )
         try:
             contraction_kernel(region)

@@ -22,8 +22,10 @@ from torch_helion.capture.axes import Atom, Conflict, Space, refusal
 from torch_helion.capture.collapse import Region as Traced
 from torch_helion.capture.collapse import ordered_atoms, runs_of
 from torch_helion.capture.contraction_choice import LIKELY_ROWS
-from torch_helion.capture.emit import CollapseError, Emitted, Emitter
-from torch_helion.capture.node_facts import Facts
+from torch_helion.capture.emit import CollapseError, Emitted
+from torch_helion.capture.node_facts import Facts, Path
+from torch_helion.capture.quantized import Weight
+from torch_helion.capture.quantized_kernel import QuantizedEmitter, QuantizedProgram
 from torch_helion.capture.region_to_kernel import (
     Region,
     RegionKernel,
@@ -32,7 +34,7 @@ from torch_helion.capture.region_to_kernel import (
     structural_key,
 )
 from torch_helion.capture.template import Template
-from torch_helion.capture.trace import Trace
+from torch_helion.capture.trace import Guards, Index, Instance, Trace
 from torch_helion.lowering.product import PRODUCTS
 from torch_helion.lowering.registry import Lowering, table
 
@@ -52,6 +54,23 @@ class ContractionRegion(Region):
     """Nodes that compute operands of products."""
     lowerings: Mapping[OpOverload, Lowering] = field(default_factory=dict)
     """Rows for all nodes, those of products among them."""
+    weights: Mapping[fx.Node, Weight] = field(default_factory=dict)
+    """Quantised weights, by the products whose second operand they are."""
+
+    @property
+    def hidden(self) -> frozenset[fx.Node]:
+        """Nodes that have no axes here: they make quantised weights."""
+        return frozenset(n for w in self.weights.values() for n in w.nodes)
+
+    @property
+    def bytes(self) -> frozenset[fx.Node]:
+        """Tensors of which every byte has a meaning."""
+        return frozenset(w.bytes for w in self.weights.values())
+
+    @property
+    def program(self) -> Any:
+        """What a small instance evaluates; None: as for every region."""
+        return QuantizedProgram if self.weights else None
 
     @property
     def extents(self) -> tuple[int, tuple[int, ...]]:
@@ -73,7 +92,7 @@ def lowerings_with_products(
 
 def contraction_kernel(region: ContractionRegion) -> RegionKernel:
     """Build the kernel; regions that are equal up to names get the same one."""
-    key = structural_key(region)
+    key = structural_key(region), _weights_key(region)
     nodes = (*region.inputs, *region.outputs)
     if key not in _built:
         hints = graph_hints(region.nodes)
@@ -86,18 +105,35 @@ def contraction_kernel(region: ContractionRegion) -> RegionKernel:
     return RegionKernel(built.kernel, tuple(nodes[n] for n in numbers), built.sizes, built.hints)
 
 
+def _weights_key(region: ContractionRegion) -> Any:
+    """Which of equal graphs' weights are taken to be quantised."""
+    numbers = {n: i for i, n in enumerate(region.nodes)}
+    return tuple((numbers[p], w.packing, w.group) for p, w in region.weights.items())
+
+
 MAX_KEPT = 128
 _built: dict[Any, tuple[Emitted, tuple[int, ...]]] = {}
 
 
 class ProductTrace(Trace):
-    """A trace whose whole axes are size arguments, too."""
+    """A trace whose whole axes are size arguments, too, and whose operands may be quantised."""
+
+    weights: Mapping[fx.Node, Weight] = {}
+
+    def operand(self, consumer: fx.Node, path: Path, index: Index, guards: Guards) -> Instance:
+        weight = self.weights.get(consumer)
+        if weight is None or dict(self.facts.operands(consumer))[path] is not weight.nodes[-1]:
+            return super().operand(consumer, path, index, guards)
+        return Instance("weight", consumer, index)
 
     def name(self, atom: Atom) -> str:
         if atom not in self.names:
             name = f"a{len(self.names)}"
             self.names[atom], self.atoms[name] = name, atom
-            self.extents[name] = self.sizes.extent(name, self.space.extents[atom])
+            host = self.space.extents[atom]
+            fixed = any(atom in self.space.leaves(self.space.folded[p]) for p in self.weights)
+            # Which byte an input is in depends on how many there are.
+            self.extents[name] = host if fixed else self.sizes.extent(name, host)
         return self.names[atom]
 
 
@@ -105,17 +141,21 @@ def _build(region: ContractionRegion, hints: Mapping[sympy.Symbol, int]) -> Emit
     facts = Facts(region.lowerings, owned=region.outputs, inside=region.nodes)
     last = region.nodes[-1]
     try:
-        space = axis_inference.infer(facts, region.nodes)
+        hidden = region.hidden
+        space = axis_inference.infer(facts, [n for n in region.nodes if n not in hidden])
     except Conflict as error:
         raise refusal(last, str(error)) from None
     template = _template(region, facts, space)
     for collapses in (True, False):
         trace = ProductTrace(facts, space, region.nodes, template, hints)
+        trace.weights = region.weights
         stores = {output: trace.output(output) for output in region.outputs}
         runs = _runs(Traced.of(trace, stores, ()), template, collapses)
         _check_runs(region, space, runs)
         try:
-            emitted = Emitter(trace, region.name, runs).emit(stores, {})
+            emitter = QuantizedEmitter(trace, region.name, runs)
+            emitter.weights = region.weights
+            emitted = emitter.emit(stores, {})
         except CollapseError:
             continue
         except (exc.VerifierError, RecursionError) as error:
@@ -128,14 +168,15 @@ def _template(region: ContractionRegion, facts: Facts, space: Space) -> Template
     """Rows and columns of the products are the grid; every output has them all, and no other."""
     grid = frozenset(space.atoms(region.products[0]))
     full: frozenset[Atom] = frozenset()
-    for node in region.nodes:
+    nodes = [n for n in region.nodes if n not in region.hidden]
+    for node in nodes:
         if node in region.products:
             full |= frozenset(space.leaves(space.folded[node]))
         elif node in space.folded:
             raise refusal(node, "a reduction beside a product")
         elif facts.kind(node) == "move":
             raise refusal(node, "elements are moved after a product")
-    for node in region.nodes:
+    for node in nodes:
         if node in region.prologue:
             continue
         atoms = frozenset(space.atoms(node)) if node in space.dims else frozenset()

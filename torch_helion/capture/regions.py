@@ -23,7 +23,7 @@ taken, nor a single call in `AS_FAST`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -114,11 +114,18 @@ class Group:
 
 
 def find_regions(
-    graph: fx.Graph, lowerings: Mapping[OpOverload, Lowering], *, options: Any = None
+    graph: fx.Graph,
+    lowerings: Mapping[OpOverload, Lowering],
+    *,
+    options: Any = None,
+    excluded: Collection[fx.Node] = (),
 ) -> tuple[list[Region], list[Declined]]:
-    """The regions of a graph in topological order of their last nodes, and what is left out."""
+    """The regions of a graph in topological order of their last nodes, and what is left out.
+
+    `excluded`: nodes that belong to something else.
+    """
     limits = limits_of(options)
-    grower = Grower(graph, lowerings, limits)
+    grower = Grower(graph, lowerings, limits, excluded)
     grower.grow(list(graph.nodes))
     grower.join_siblings()
     regions: list[Region] = []
@@ -149,9 +156,14 @@ class Grower:
     """The groups of one graph while they grow."""
 
     def __init__(
-        self, graph: fx.Graph, lowerings: Mapping[OpOverload, Lowering], limits: Limits
+        self,
+        graph: fx.Graph,
+        lowerings: Mapping[OpOverload, Lowering],
+        limits: Limits,
+        excluded: Collection[fx.Node] = (),
     ) -> None:
         self.graph = graph
+        self.excluded = excluded
         self.lowerings = lowerings
         self.limits = limits
         self.probe = _probe_of(lowerings)
@@ -167,6 +179,8 @@ class Grower:
         """Reasons found after growing."""
 
     def _refuses(self, facts: Facts, node: fx.Node) -> str | None:
+        if node in self.excluded:
+            return "a part of a product"
         return self.mutations.forbids(node) or self.probe(facts, node)
 
     def groups(self) -> list[Group]:

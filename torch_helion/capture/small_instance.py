@@ -498,8 +498,12 @@ def fill(
     for node, layout in zip(instance.made.tensors, instance.buffers, strict=True):
         own = _span(instance.shapes[node], instance.strides[node])
         spans[node] = max(spans.get(node, 0), own, _span(*layout))
+    bytes = getattr(instance.region, "bytes", frozenset())
     for node, span in spans.items():
-        storages[node] = _numbers(node, span, generator, positive, low, high)
+        ends = (low, high)
+        if node in bytes:
+            ends = (-128, 128) if node.meta["val"].dtype is torch.int8 else (0, 256)
+        storages[node] = _numbers(node, span, generator, positive, *ends)
     layouts = zip(instance.made.tensors, instance.buffers, strict=True)
     arguments = [storages[node].as_strided(*layout) for node, layout in layouts]
     nodes = {

@@ -63,7 +63,8 @@ Branch = tuple[Guards, "Instance | Fill"]
 class Instance:
     """A node's value at an index."""
 
-    kind: Literal["load", "compute", "constant", "item", "select"]
+    kind: Literal["load", "compute", "constant", "item", "select", "weight"]
+    """`weight`: the quantised second operand of the product `node`."""
     node: fx.Node
     index: Index
     guards: Guards = ()

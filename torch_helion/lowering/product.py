@@ -27,6 +27,8 @@ def product(cx: Context, *operands: Any, beta: Number = 1, alpha: Number = 1) ->
     axes = cx.reduced_axes(len(start), 1)
     if len(axes) != 1:
         raise cx.refuse("the dimension that it sums is no single axis")
+    if b.type.dtype is torch.float32:  # a weight that is computed in it
+        a = cx.b.cast(a, torch.float32)
     total = Term(cx, cx.b.dot(a, b, axes[0], torch.float32))
     if alpha != 1:
         total = total * alpha

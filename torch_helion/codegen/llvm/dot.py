@@ -53,7 +53,15 @@ from typing import TYPE_CHECKING
 
 from torch_helion.codegen.llvm.dot_blocks import default_blocks
 from torch_helion.codegen.llvm.dot_driver import DOT_PARAMETERS, Driver
+from torch_helion.codegen.llvm.dot_nibbles import NibblesText
+from torch_helion.codegen.llvm.dot_nibbles import fits as nibbles_fit
 from torch_helion.codegen.llvm.dot_plan import DotPlan, DotSpec, plan
+from torch_helion.codegen.llvm.dot_quantized import (
+    PARAMETERS,
+    QuantizedSpec,
+    QuantizedText,
+    lanes_of,
+)
 from torch_helion.codegen.llvm.engine import Machine, part_text
 from torch_helion.codegen.llvm.vector_math import MathLibrary
 
@@ -120,22 +128,27 @@ class DotLibrary:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self._parts: dict[str, str] = {}
+        self._parts: dict[str, tuple[str, str]] = {}
+        """Declaration and text, by symbol."""
 
-    def use(self, spec: DotSpec) -> str:
+    def use(self, spec: DotSpec | QuantizedSpec) -> str:
         """The symbol of a product's function."""
-        symbol, part = _part(plan(spec, self.machine), self.machine)
-        self._parts[symbol] = part
+        if isinstance(spec, QuantizedSpec):
+            (symbol, part), parameters = _quantized_part(spec, self.machine), PARAMETERS
+        else:
+            (symbol, part) = _part(plan(spec, self.machine), self.machine)
+            parameters = DOT_PARAMETERS
+        types = ", ".join(t.split()[0] for t, _ in parameters)
+        self._parts[symbol] = f"declare void {symbol}({types})", part
         return symbol
 
     def declarations(self) -> list[str]:
         """Lines for the module."""
-        types = ", ".join(t.split()[0] for t, _ in DOT_PARAMETERS)
-        return [f"declare void {symbol}({types})" for symbol in self._parts]
+        return [declaration for declaration, _ in self._parts.values()]
 
     def parts(self) -> list[str]:
         """The texts that define what is used, to stand after the module's."""
-        return list(self._parts.values())
+        return [part for _, part in self._parts.values()]
 
 
 _NAME = "@th_dot"
@@ -145,8 +158,20 @@ _NAME = "@th_dot"
 def _part(plan: DotPlan, machine: Machine) -> tuple[str, str]:
     """A product's function, named after all its text, and that text."""
     math = MathLibrary(plan.how.lanes, machine)
-    texts = Driver(plan, _NAME, math).texts()
-    text = "\n".join([*texts, *math.definitions()])
+    return _named([*Driver(plan, _NAME, math).texts(), *math.definitions()])
+
+
+@lru_cache(maxsize=256)
+def _quantized_part(spec: QuantizedSpec, machine: Machine) -> tuple[str, str]:
+    """The same for a quantised weight."""
+    math = MathLibrary(lanes_of(machine), machine)
+    writer = NibblesText if nibbles_fit(spec, machine) else QuantizedText
+    texts = writer(spec, _NAME, machine, math).texts()
+    return _named([*texts, *math.definitions()])
+
+
+def _named(texts: Sequence[str]) -> tuple[str, str]:
+    text = "\n".join(texts)
     symbol = f"{_NAME}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return symbol, part_text(symbol, [text.replace(f"{_NAME}(", f"{symbol}(")])
 

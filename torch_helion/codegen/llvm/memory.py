@@ -75,7 +75,7 @@ def address(
     if op.attrs.get("stacked"):
         pointer, bases = _stacked_pointer(em, op, buffer, terms, constant, scope)
     else:
-        pointer = _scalar_pointer(em, buffer, terms, constant)
+        pointer = scalar_pointer(em, buffer, terms, constant)
         forms = neighbours(em, op, gathered, step, scope)
         if forms:
             pointer, guards = in_step(em, op, pointer, forms, guards)
@@ -145,7 +145,7 @@ def _move_lanes(em: PhaseEmitter, buffer: Buffer, base: str, distance: str) -> s
     )
 
 
-def _scalar_pointer(
+def scalar_pointer(
     em: PhaseEmitter, buffer: Buffer, terms: dict[str, Size], constant: Size
 ) -> str:
     """Base pointer + scalar terms, each added in its own axis's scope (outer first)."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torch_helion import exc
-from torch_helion.codegen.llvm import finish, memory
+from torch_helion.codegen.llvm import finish, memory, quantized
 from torch_helion.codegen.llvm.arrays import Array
 from torch_helion.codegen.llvm.dot import (
     Accumulator,
@@ -130,6 +130,10 @@ def _start(program: Program, frame: Frame, value: Value, out: Array) -> None:
 
 
 def _product(program: Program, frame: Frame, op: Op, out: Array, zero: str) -> None:
+    found = quantized.weight(program, op)
+    if found is not None:
+        quantized.emit(program, frame, op, out, found, zero)
+        return
     a, b = (view(program, frame, op, v) for v in op.operands[:2])
     mine, other = (set(program.looped_axes(v)) for v in op.operands[:2])
     k = op.attrs["k"] if program.looped(op.attrs["k"]) else None

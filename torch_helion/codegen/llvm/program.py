@@ -17,7 +17,7 @@ import sympy
 import torch
 
 from torch_helion import exc
-from torch_helion.codegen.llvm import finish, products, sorting, structure, tile_ops
+from torch_helion.codegen.llvm import finish, products, quantized, sorting, structure, tile_ops
 from torch_helion.codegen.llvm.arrays import Array, Extent, ScratchSpace
 from torch_helion.codegen.llvm.dot import DotLibrary
 from torch_helion.codegen.llvm.engine import Machine
@@ -107,6 +107,8 @@ class Program:
         self.carried: dict[tuple[Op, int], Array] = {}
         self.finishes: dict[Op, Sweep] = {}
         """Sweeps that may be done part by part, by the products that do them."""
+        self.recognised: dict[tuple[Op, str], Any] = {}
+        """What is known of products with operands that are made of something else."""
         self.arms: dict[tuple[Op, int], structure.Aim] = {}
         """Where results of branches have to end up."""
 
@@ -294,6 +296,8 @@ class Program:
 
     def direct(self, op: Op, value: Value) -> bool:
         """Whether a dot can read an operand where its load would."""
+        if quantized.weight(self, op) is not None:
+            return True
         load = self.producer[self.loaded(op, value)]
         if load.kind != "load" or load.attrs["buffer"] in self.mutable:
             return False
