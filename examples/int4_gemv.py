@@ -22,9 +22,7 @@ GROUP = 32
 def int4_gemv(
     even: torch.Tensor, odd: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """``even``, ``odd``: every second input; ``weight``: outputs, groups, bytes; ``scale``: outputs,
-    groups.
-    """
+    """``even``, ``odd``: every second input, by groups; ``weight``: outputs, groups, bytes."""
     n, groups, _ = weight.size()
     out = torch.empty([n], dtype=even.dtype, device=even.device)
     for tile_n in hl.tile(n):

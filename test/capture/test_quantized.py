@@ -74,7 +74,7 @@ def grouped(w: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
 
 
 EIGHT_BITS: dict[str, tuple[torch.dtype, tuple[int, ...], Weight]] = {
-    "converted": (I8, (N,), lambda q, s, dt: q.to(dt)),
+    "less a number only": (I8, (N,), lambda q, s, dt: q.to(dt) - 3),
     "of each output": (I8, (N,), lambda q, s, dt: q.to(dt) * s[:, None]),
     "scale first": (I8, (N, 1), lambda q, s, dt: s * q.to(dt)),
     "less a number": (U8, (N,), lambda q, s, dt: (q.to(dt) - 128) * s.unsqueeze(1)),

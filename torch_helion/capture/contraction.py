@@ -103,7 +103,9 @@ def _worthwhile(graph: fx.Graph, weights: Mapping[fx.Node, Weight]) -> dict[fx.N
     found = {}
     for product, weight in weights.items():
         rows = hint_of(shape_of(product)[0], hints)
-        if rows is not None and rows <= BYTES_ROWS and isinstance(shape_of(product)[0], int):
+        if weight.is_converted_only or not isinstance(shape_of(product)[0], int):
+            continue  # products of any number of rows do that (`Finder._conversion`)
+        if rows is not None and rows <= BYTES_ROWS:
             found[product] = weight
     return found
 

@@ -65,6 +65,11 @@ class Weight:
     zero: Numbers | None = None
 
     @property
+    def is_converted_only(self) -> bool:
+        """Whether it is the bytes themselves."""
+        return self.scale is None and self.zero is None and self.packing == Packing()
+
+    @property
     def tensors(self) -> tuple[fx.Node, ...]:
         """What a kernel reads."""
         return (self.bytes, *(x.node for x in (self.scale, self.zero) if x is not None))

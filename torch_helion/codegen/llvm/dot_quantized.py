@@ -38,9 +38,11 @@ NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8
 STEP = 16
 """Bytes of a row of B that are widened at once (fewer where vectors are shorter)."""
 UNROLL = 4
+"""Such vectors of a row in the body of a loop."""
 COLUMNS = 4
+"""Of a tile with one row: as many streams of B, and each vector of A meets as many."""
 CHAINS = 8
-FETCH = ''
+"""Partial sums that go on side by side while each waits for its last product."""
 ROOM = 256 << 10
 """Bytes of converted A that lie in the second cache beside the stream of B."""
 MOST_ROOM = 4 << 20
@@ -431,14 +433,6 @@ class QuantizedText:
 
     def _fetch(self, f: FunctionText, b: list[str], at: str) -> None:
         """Ask for what each row holds further on; behind its end, for the rows of the next tile."""
-        if FETCH == "none":
-            return
-        if FETCH.startswith("tile"):
-            ahead = f.add(at, f.mul("%b_n", self.columns))
-            for row in b:
-                p = f.at(row, ahead)
-                f.line(f"call void @llvm.prefetch.p0(ptr {p}, i32 0, i32 {FETCH[-1]}, i32 1)")
-            return
         ahead = f.add(at, PREFETCH_BYTES)
         length = f.mul("%groups", self.unit)
         next = f.add(f.sub(ahead, length), f.mul("%b_n", self.columns))
