@@ -82,10 +82,10 @@ def find_regions(
             return regions, declined
         found = finder.find()
         taken = {n for region in found for n in region.nodes}
-        left = [product for product in weights if product not in taken]
-        if not left:
+        without = [product for product in weights if product not in taken]
+        if not without:
             break
-        for product in left:  # then what makes its weight is a region of its own
+        for product in without:  # then what makes its weight is a region of its own
             del weights[product]
     others = [d for d in declined if d.node not in finder.products and d.node not in taken]
     left = [Declined(n, why) for n, why in finder.reasons.items() if n not in taken]

@@ -278,7 +278,7 @@ class _Pull:
             return _split(tuple(d for place in index for d in place), shape)
         rank = len(shape)
         if target is aten.unsqueeze.default:
-            at = int(node.args[1]) % (rank + 1)  # type: ignore[call-overload]
+            at = int(node.args[1]) % (rank + 1)  # type: ignore[arg-type]
             return (*index[:at], *index[at + 1 :])
         if target is aten.expand.default:
             tail = index[len(index) - rank :]
@@ -293,15 +293,15 @@ class _Pull:
         elif rank == 2 and target is aten.t.default:
             order = [1, 0]
         elif target is aten.transpose.int:
-            i, j = (int(d) % rank for d in node.args[1:3])  # type: ignore[call-overload]
+            i, j = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]
             order[i], order[j] = order[j], order[i]
         return tuple(index[order.index(d)] for d in range(rank))
 
     def _cat(self, node: fx.Node, index: _Index) -> Any:
         """Two parts of equal length: which one, and where in it."""
         parts: Any = node.args[0]
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        dim = int(dim) % len(index)  # type: ignore[call-overload]
+        dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        dim = int(dim) % len(index)
         sizes = {shape_of(part) for part in parts}
         if len(parts) != 2 or len(sizes) != 1:
             raise NoWeight("a concatenation of other than two equal parts")
@@ -434,7 +434,7 @@ class _Reader:
         n_stride = offsets.pop("n", None)
         at, done = first, 1
         while done < length:
-            step = offsets.pop((at,), None)  # type: ignore[call-overload]
+            step = offsets.pop((at,), None)  # type: ignore[arg-type]
             if step is None or step[0] * first != at:
                 raise NoWeight("bytes in another order")
             at, done = at * step[1], done * step[1]

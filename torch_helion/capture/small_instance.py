@@ -498,7 +498,7 @@ def fill(
     for node, layout in zip(instance.made.tensors, instance.buffers, strict=True):
         own = _span(instance.shapes[node], instance.strides[node])
         spans[node] = max(spans.get(node, 0), own, _span(*layout))
-    bytes = getattr(instance.region, "bytes", frozenset())
+    bytes: frozenset[fx.Node] = getattr(instance.region, "bytes", frozenset())
     for node, span in spans.items():
         ends = (low, high)
         if node in bytes:

@@ -134,10 +134,10 @@ class DotLibrary:
     def use(self, spec: DotSpec | QuantizedSpec) -> str:
         """The symbol of a product's function."""
         if isinstance(spec, QuantizedSpec):
-            (symbol, part), parameters = _quantized_part(spec, self.machine), PARAMETERS
+            symbol, part = _quantized_part(spec, self.machine)
         else:
-            (symbol, part) = _part(plan(spec, self.machine), self.machine)
-            parameters = DOT_PARAMETERS
+            symbol, part = _part(plan(spec, self.machine), self.machine)
+        parameters = PARAMETERS if isinstance(spec, QuantizedSpec) else DOT_PARAMETERS
         types = ", ".join(t.split()[0] for t, _ in parameters)
         self._parts[symbol] = f"declare void {symbol}({types})", part
         return symbol

@@ -285,7 +285,7 @@ class QuantizedText:
                 there = f.call("i64", "@llvm.smax.i64", ("i64", there), ("i64", "0"))
             halves.append(self._elements(f, f.at(start, part * lanes * size), there))
         type = vector("float", lanes)
-        even, odd = (f.shuffle(type, *halves, range(t, 2 * lanes, 2)) for t in (0, 1))
+        even, odd = (f.shuffle(type, halves[0], halves[1], range(t, 2 * lanes, 2)) for t in (0, 1))
         return [odd, even] if spec.high_first else [even, odd]
 
     def _elements(self, f: FunctionText, pointer: str, left: str | None) -> str:
@@ -420,9 +420,9 @@ class QuantizedText:
                 now = self._step(f, rows_a, rows_b, at, numbers, now, u)
             k.next = now
         totals = k.values
-        for u, at in enumerate(range(whole, end, self.lanes)):
-            left = end - at if end - at < self.lanes else None
-            totals = self._step(f, rows_a, rows_b, str(at), numbers, totals, u, left)
+        for u, last in enumerate(range(whole, end, self.lanes)):
+            left = end - last if end - last < self.lanes else None
+            totals = self._step(f, rows_a, rows_b, str(last), numbers, totals, u, left)
         if not self._late:
             return totals
         times = [numbers[at // self._chains][0][1] for at in range(len(totals))]

@@ -133,7 +133,8 @@ class _Search:
             self.k,
             self.length,
             group,
-            *(x and x.load for x in (scale, zero)),
+            scale.load if scale is not None else None,
+            zero.load if zero is not None else None,
         )
 
     def _numbers_of(self, fn: str, value: Value) -> tuple[Value, _Numbers] | None:
