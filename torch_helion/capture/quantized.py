@@ -289,7 +289,7 @@ class _Pull:
             return tuple(() if d in dropped else next(places) for d in range(rank))
         order = list(range(rank))
         if target is aten.permute.default:
-            order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, misc]
+            order = [int(d) % rank for d in node.args[1]]  # type: ignore[arg-type, union-attr, misc]
         elif rank == 2 and target is aten.t.default:
             order = [1, 0]
         elif target is aten.transpose.int:
