@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch_helion.codegen.llvm.schedule import Loop
 from torch_helion.ir.graph import Op
-from torch_helion.ir.types import Size
+from torch_helion.ir.types import Affine, Size
 
 if TYPE_CHECKING:
     from torch_helion.codegen.llvm.emit import PhaseEmitter
@@ -64,11 +64,17 @@ def waiting(em: PhaseEmitter) -> list[Op]:
         op
         for op, sweeps in em.sweeps_of.items()
         if len(sweeps) == 1 and sweeps[0] is not loop and sweeps[0].axis == loop.axis
-        if not op.operands
+        if not op.operands and _is_placed(em, op)
     ]
     for op in found:
         em.sweeps_of[op] = [*em.sweeps_of[op], loop, loop]
     return found
+
+
+def _is_placed(em: PhaseEmitter, op: Op) -> bool:
+    """Whether every axis of the load stands in the sweep that is being printed."""
+    names = {n for e in op.attrs["index"] if isinstance(e, Affine) for n, _ in e.terms}
+    return names <= em.index.keys()
 
 
 def next_row(em: PhaseEmitter, steps: Mapping[str, Size]) -> Size | None:
