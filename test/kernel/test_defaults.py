@@ -50,6 +50,26 @@ def test_loops_over_a_piece_of_the_grid() -> None:
     assert m == n == 32
 
 
+def split_product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    m, k = x.size()
+    n = y.size(1)
+    out = torch.zeros([m, n], dtype=torch.float32)
+    block = hl.register_block_size(4096)
+    for tile_m, tile_n, part in hl.tile([m, n, k], block_size=[None, None, block]):
+        acc = hl.zeros([tile_m, tile_n], dtype=torch.float32)
+        for tile_k in hl.tile(part.begin, part.end):
+            acc = torch.addmm(acc, x[tile_m, tile_k], y[tile_k, tile_n])
+        hl.atomic_add(out, [tile_m, tile_n], acc)
+    return out
+
+
+def test_a_product_in_parts_has_few_of_them_and_each_in_one_piece() -> None:
+    part, m, n, inner = blocks(split_product, rand(64, 16384), rand(16384, 64))
+    assert (m, n) == (64, 64), "the parts fill the threads, not the tiles"
+    assert part >= 2048, "each part adds a whole tile to the result"
+    assert inner >= part, "a part is one product"
+
+
 def test_a_causal_loop_is_no_piece() -> None:
     rows, _ = blocks(programs.attention_causal, *(rand(4, 1024, 64) for _ in range(3)))
     assert rows == 128
