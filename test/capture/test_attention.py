@@ -231,6 +231,19 @@ def test_dynamic_lengths() -> None:
     assert len(records) == 1 and records[0].regions
 
 
+def test_a_growing_cache() -> None:
+    """One query, one more key at each call: one graph."""
+    torch._dynamo.reset()
+    fn = torch.compile(plain, backend="helion")
+    with _testing.recorded_graphs() as records:
+        for keys in (100, 101, 102, 700):
+            q, k, v = qkv(rows=1, keys=keys)
+            for x in (k, v):
+                torch._dynamo.mark_dynamic(x, 2)
+            _testing.assert_right(fn(q, k, v), plain(q, k, v))
+    assert [r.name for record in records for r in record.regions] == ["attention"]
+
+
 def test_keys_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few heads and queries on many cores: a second phase joins what parts of the keys gave."""
     monkeypatch.setattr(attention_emit._hardware, "cores", lambda: 8)

@@ -42,7 +42,7 @@ class TileEmitter(Emitter):
     ) -> None:
         """`nodes`: those that are evaluated where they are needed."""
         some = [*roles.outer, roles.row, roles.key, roles.depth, roles.width, *roles.more]
-        atoms = [a for a in some if a is not None]
+        atoms = list(dict.fromkeys(a for a in some if a is not None))
         full = frozenset(a for a in atoms if a in (roles.depth, roles.width, *roles.more))
         template = Template(frozenset(atoms) - full, full)
         trace = Trace(facts, roles.space, nodes, template, hints)

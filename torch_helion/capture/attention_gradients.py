@@ -225,8 +225,9 @@ class GradientsEmitter(TileEmitter):
         grid = [self.set_axis(a, n) for a, n in zip(roles.outer, roles.outer_names, strict=True)]
         self.set_axis(roles.depth, "d")
         self.set_axis(self.width, "e")
-        for number, atom in enumerate(roles.more):
-            self.set_axis(atom, f"f{number}")
+        for number, atom in enumerate(dict.fromkeys(roles.more)):
+            if atom not in (roles.depth, self.width):
+                self.set_axis(atom, f"f{number}")
         self.band = self._visible()
         self.hides = bool(self.band or self.seen)
         if self.seen:

@@ -285,11 +285,28 @@ def _rewrite(graph: fx.Graph, found: Training) -> None:
         total = _call(graph, aten.view.default, total, list(found.sizes))
     found.total.replace_all_uses_with(total)
     graph.erase_node(found.total)
-    for node in (*found.again, *_constants(found.again)):
+    again = (*found.again, *_repeated(found))
+    for node in (*again, *_constants(found.again)):
         node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
     top, _, _, total, _ = found.softmax.nodes
     for node in (top, total, found.result):
         node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+
+
+def _repeated(found: Training) -> list[fx.Node]:
+    """Copies of keys and values for the heads that share them: both halves read the few."""
+    chains: list[fx.Node] = []
+    for operand in (*found.again[0].all_input_nodes, found.second.args[1]):
+        chain: list[fx.Node] = []
+        at: Any = operand
+        while at.target in CARRIERS and isinstance(at.args[0], fx.Node):
+            chain.append(at)
+            below = at.args[0]
+            if at.target is aten.expand.default and below.meta["val"].shape != at.meta["val"].shape:
+                chains += chain
+                break
+            at = below
+    return chains
 
 
 def _constants(nodes: Sequence[fx.Node]) -> set[fx.Node]:
@@ -297,6 +314,8 @@ def _constants(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     free: dict[fx.Node, bool] = {}
 
     def is_free(node: fx.Node) -> bool:
+        if isinstance(node.meta.get("val"), torch.SymInt | int):
+            return True
         if node not in free:
             free[node] = node.op == "call_function" and all(
                 [is_free(n) for n in node.all_input_nodes]

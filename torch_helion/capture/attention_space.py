@@ -245,7 +245,7 @@ def _of_gradients(space: Space, attention: Attention) -> Roles:
     found = _roles(
         space, attention, outer, rows, keys, depth, width, set(outer), (queries, key, values)
     )
-    every = [*found.outer, *rows, *keys, *depth, *width, *more]
+    every = [*found.outer, *rows, *keys, *{*depth, *width, *more}]
     if len(set(every)) != len(every):
         raise refusal(first, "one axis stands in two places")
     return replace(found, shared=(), more=tuple(more))
