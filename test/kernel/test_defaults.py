@@ -110,6 +110,8 @@ def test_loops_after_one_another_walk_memory_alike() -> None:
     assert first == second == 4096
 
 
-def test_accumulators_of_a_block_stay_in_the_first_cache() -> None:
+def test_accumulators_of_a_block_are_a_few_registers() -> None:
     n, m = blocks(row_sums.fn, rand(64, 1 << 16))
-    assert (m, n) == (1, 1024)
+    assert (m, n) == (1, 128)
+    n, m = blocks(row_sums.fn, rand(64, 1 << 10))
+    assert (m, n) == (1, 64)

@@ -34,9 +34,11 @@ tiles that rows are cut into at least, unless these are fewer.
 """
 INNER_SCORES = (128, 256)
 """Rows and columns where both are in loops, as in attention's backward."""
-LOOP_TILE, CARRIED_TILE = 4096, 1024
-"""Elements of a tile along the vector axis of an inner loop; where values of its length are carried
-around the loop.
+LOOP_TILE = 4096
+"""Elements of a tile along the vector axis of an inner loop."""
+CARRIED_TILE, CARRIED_SHORT, CARRIED_LONG = 64, 4096, 128
+"""The same where values of its length are carried around the loop: what registers hold; where the
+loop is longer than so many elements, and memory the limit, more loads at a time.
 """
 LOOP_LINES, LINE_ELEMENTS = 32, 256
 """Tiles of inner loops along other axes; fewer lines of long rows."""
@@ -305,7 +307,9 @@ def _rows(facts: _Facts) -> None:
     lines = power_of_two(min(LOOP_LINES, max(1, LINE_ELEMENTS // row)))
     wide = _contiguous(facts, inner, buffers) if vector in facts.loops else set()
     for name in inner:  # the vector axis first: it has the highest rank
-        tile = CARRIED_TILE if _is_carried(facts, name) else LOOP_TILE
+        tile = LOOP_TILE
+        if _is_carried(facts, name):
+            tile = CARRIED_TILE if facts.extent(name) <= CARRIED_SHORT else CARRIED_LONG
         facts.choose(name, tile if name in (vector, widest, *wide) else lines)
         if name == vector:  # the others repeat it: a line is as long as its tile
             long = min(facts.block(name) or 1, facts.extent(name))
