@@ -6,11 +6,11 @@ import pytest
 
 import torch_helion as helion
 from test.kernel.test_programs import compare
-from test.language import idioms_forms, idioms_values
+from test.language import idioms_forms, idioms_outside, idioms_values
 from test.language.idioms import IDIOMS
 from torch_helion.autotuner.benchmark import cloned
 
-assert idioms_values is not None and idioms_forms is not None  # they add their rows
+ROWS = (idioms_forms, idioms_outside, idioms_values)  # they add their rows
 
 SLOW = ("manyops", "pointwise_functions", "funcs")
 """compiled for one kind of shapes only: these kernels are long"""
