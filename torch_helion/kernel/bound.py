@@ -355,7 +355,7 @@ class BoundKernel:
     def _say_implicit_config(self) -> None:
         if self.settings.autotune_log_level:
             print(
-                f"Using default config: @helion.kernel(config=helion.{self.default_config()!r}, "
+                f"Using default config: @helion.kernel(config={self.default_config()!r}, "
                 f"static_shapes={self.settings.static_shapes})",
                 file=sys.stderr,
             )
