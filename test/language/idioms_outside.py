@@ -338,3 +338,72 @@ def products_split_along_k(a, b):
             acc = torch.addmm(acc, a[rows, inner], b[inner, cols])
         hl.atomic_add(out, [rows, cols], acc)
     return out
+
+
+# -- views, numbers, creations --------------------------------------------------------------------
+
+
+@idiom(rand(6, 8), expect=lambda x: x.sum(1), tolerance=1e-5)
+def ends_counted_from_behind(x):
+    out = x.new_empty(x.size(0))
+    for t in hl.tile(x.size(0)):
+        out[t] = x[t, :-1].sum(1) + x[t, -1]
+    return out
+
+
+@idiom(
+    ints(100, 6, 8),
+    expect=lambda x: (x // 7, x % 7, x << 2, x >> 1, x**2, -x, ~x),
+)
+def operators_of_integers(x):
+    a, b, c, d, e, f, g = [torch.empty_like(x) for _ in range(7)]
+    for t in hl.tile(x.shape):
+        v = x[t]
+        a[t] = v // 7
+        b[t] = v % 7
+        c[t] = v << 2
+        d[t] = v >> 1
+        e[t] = v**2
+        f[t] = -v
+        g[t] = ~v
+    return a, b, c, d, e, f, g
+
+
+@idiom(rand(16, 8), 2, expect=lambda x, g: x.view(2, 8, 8).sum(1), tolerance=1e-5)
+def groups_by_an_argument(x, groups):
+    rows = x.size(0) // groups
+    out = x.new_empty(groups, x.size(1))
+    for i, c in hl.tile([groups, x.size(1)], block_size=[1, None]):
+        acc = hl.zeros([c])
+        for r in hl.tile(i.begin * rows, i.begin * rows + rows):
+            acc += x[r, c].sum(0)
+        out[i.begin, c] = acc
+    return out
+
+
+@idiom(rand(4, 6), expect=lambda x: x.reshape(4, 3, 2).sum(-1), tolerance=1e-5)
+def shapes_of_tiles_and_block_sizes(x):
+    out = x.new_empty(4, 3)
+    for t in hl.tile(x.size(0)):
+        pairs = x[t, :].reshape(t, 3, 2) + x[t, :].view(t.block_size, 3, 2)
+        out[t, :] = pairs.sum(-1) / 2
+    return out
+
+
+@idiom(rand(6, 8), expect=lambda x: x * 2)
+def creations_like_values(x):
+    out = torch.empty_like(x)
+    for t, s in hl.tile(x.shape):
+        zeros = x.new_zeros([t, s]) + torch.zeros([t, s], dtype=x.dtype, device=x.device)
+        out[t, s] = zeros + torch.zeros_like(x[t, s]) + 2 * x[t, s]
+    return out
+
+
+@idiom(rand(6, 8), expect=lambda x: x + torch.arange(8) + torch.arange(6)[:, None])
+def positions_made_by_arange(x):
+    out = torch.empty_like(x)
+    for i, j in hl.tile(x.shape):
+        rows = torch.arange(i.begin, i.begin + i.block_size)
+        columns = j.begin + hl.arange(j.block_size)
+        out[i, j] = x[i, j] + rows[:, None] + columns[None, :]
+    return out

@@ -161,9 +161,5 @@ def _aligned(p: Program, a: Tensor, b: Tensor) -> tuple[tuple[Dim, ...], Value, 
     return (*batch, row, column), x, y, k
 
 
-class _InnerMismatch(exc.ShapeMismatch, ValueError):
-    """Programs may catch either."""
-
-
 def _inner_mismatch(a: Tensor, b: Tensor, left: str, right: str) -> Exception:
-    return _InnerMismatch(f"{a!r} (inner dimension {left})", f"{b!r} (inner dimension {right})")
+    return exc.ShapeMismatch(f"{a!r} (inner dimension {left})", f"{b!r} (inner dimension {right})")
