@@ -46,7 +46,7 @@ def kernels(names: list[str]) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
 
     paths = sorted((ROOT / "examples").glob("*.py"), key=lambda p: (p.stem != FIRST, p.stem))
     for path in paths:
-        if names and path.stem not in (*names, FIRST) or "def cases" not in path.read_text():
+        if (names and path.stem not in (*names, FIRST)) or "def cases" not in path.read_text():
             continue
         module = importlib.import_module(f"examples.{path.stem}")
         last: dict[str, tuple[Any, tuple[Any, ...]]] = {}

@@ -27,3 +27,10 @@ def test_idiom(name: str) -> None:
         compare(kernel(*given), want, tolerance)
     text = helion.kernel(fn).bind(args).to_triton_code()
     assert isinstance(text, str) and len(text) > 100
+
+
+def test_text_without_triton_says_why() -> None:
+    fn, args, _, _ = IDIOMS["sorted_rows"]
+    text = helion.kernel(fn).bind(args).to_triton_code()
+    assert text.startswith("; No Triton code: ") and "sort" in text.splitlines()[0]
+    assert "define" in text

@@ -377,7 +377,8 @@ class BoundKernel:
             return self.example_variant().text(chosen, TRITON)
         except exc.Base as error:
             log.info("%s has no Triton code: %s", self.kernel.name, error)
-            return plain
+            why = str(error).partition("\n")[0]
+            return f"; No Triton code: {why}\n; What follows is compiled here.\n{plain}"
 
     def get_cached_path(self, config: Any = None) -> str | None:
         """There is no file of source text: it lives in the artifact cache."""
