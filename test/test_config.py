@@ -63,7 +63,9 @@ def test_equal_configs_are_one_key() -> None:
     assert Config(num_warps=None) == Config()
     for again in (copy.copy(FULL), copy.deepcopy(FULL), pickle.loads(pickle.dumps(FULL))):
         assert again == FULL
-    assert repr(Config(block_sizes=[8])) == "Config(block_sizes=[8])"
+    assert str(Config(block_sizes=[8])) == "Config(block_sizes=[8])"
+    assert repr(Config(block_sizes=[8])) == "helion.Config(block_sizes=[8])"
+    assert Config(block_size=[8, 4]) == Config(block_sizes=[8, 4])
 
 
 def test_attributes_say_defaults() -> None:

@@ -208,3 +208,8 @@ def test_warnings_are_printed_unless_ignored(capsys: pytest.CaptureFixture[str])
         assert not exc.warn(warning, [ignored])
     assert exc.warn(warning, [exc.WrongDevice])
     assert capsys.readouterr().err != ""
+
+
+def test_shapes_that_differ_are_a_value_error() -> None:
+    with pytest.raises(ValueError, match="mismatch"):
+        raise exc.ShapeMismatch("[4]", "[5]")

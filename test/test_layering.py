@@ -18,7 +18,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("autotuner",),
     ("kernel",),
     ("capture",),
-    ("explain", "experimental", "tuning", "testing", "_testing", "__init__", "cli", "__main__"),
+    (
+        "explain",
+        "experimental",
+        "tuning",
+        "testing",
+        "_unittest",
+        "_testing",
+        "_compat",
+        "_elsewhere",
+        "__init__",
+        "cli",
+        "__main__",
+    ),
 )
 ORDERED_ROWS = (0, len(FLOORS) - 1)
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unittest
+
 import pytest
 import torch
 
@@ -86,3 +88,60 @@ def test_names_of_programs_that_come_from_elsewhere() -> None:
 
     assert _testing.run_example is run_example and testing.DEVICE.type == "cpu"
     assert {"backward", "aot_kernel", "from_cache"} <= set(dir(experimental))
+
+
+def test_helpers_of_tests_from_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    from torch_helion._testing import (
+        EXAMPLES_DIR,
+        TestCase,
+        check_example,
+        import_path,
+        onlyBackends,
+        skipIfNotCUDA,
+        skipIfRefEager,
+        skipIfRocm,
+    )
+
+    @onlyBackends(["triton"])
+    class Case(TestCase):
+        @skipIfRefEager("counts code")
+        def test_sum(self) -> None:
+            x, y = torch.randn(100), torch.randn(100)
+            code = check_example("vector_add", (x, y), x + y, fn_name="add")
+            self.assertExpectedJournal(code)
+
+        @skipIfRocm("slow there")
+        def test_wrong(self) -> None:
+            x = torch.randn(100)
+            with self.assertRaises(AssertionError):
+                check_example("vector_add", (x, x), x + 1, fn_name="add", block_sizes=[16])
+
+        @skipIfNotCUDA()
+        def test_other_hardware(self) -> None:
+            raise AssertionError
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    assert (result.testsRun, len(result.skipped)) == (3, 1)
+    assert not result.failures and not result.errors, result
+    path = EXAMPLES_DIR / "vector_add.py"
+    assert import_path(path) is import_path(path)
+
+
+def test_modules_of_programs_that_come_from_elsewhere() -> None:
+    from torch_helion._utils import cdiv
+    from torch_helion.autotuner.config_fragment import IntegerFragment
+    from torch_helion.runtime.config import Config
+    from torch_helion.runtime.kernel import BoundKernel, kernel
+    from torch_helion.runtime.settings import Settings
+
+    from torch_helion._compat import requires_torch_version, supports_tensor_descriptor
+
+    assert (cdiv, Config, Settings) == (helion.cdiv, helion.Config, helion.Settings)
+    assert kernel is helion.kernel and BoundKernel.__name__ == "BoundKernel"
+    assert IntegerFragment is helion.autotuner.IntegerFragment
+    assert requires_torch_version("2.11") and not supports_tensor_descriptor()
+    assert callable(helion.runtime.kernel)
+    assert helion.runtime.settings.RefMode is helion.RefMode
+    with pytest.raises(ImportError):
+        from torch_helion.runtime.settings import Nothing  # noqa: F401

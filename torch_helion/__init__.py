@@ -16,6 +16,7 @@ import sys
 import types
 from typing import TYPE_CHECKING
 
+from torch_helion import _elsewhere
 from torch_helion.capture import backend as _backend
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr__` does this work
@@ -132,4 +133,5 @@ class _Package(types.ModuleType):
 
 sys.modules[__name__].__class__ = _Package
 
+_elsewhere.install()
 _backend.register()  # so that torch finds the name in a checkout that is not installed, too

@@ -29,6 +29,13 @@ from torch_helion.testing import run_example as run_example
 PACKAGE_FOLDER = pathlib.Path(__file__).resolve().parent.parent
 
 
+def __getattr__(name: str) -> Any:
+    """Names of Helion's test helpers."""
+    from torch_helion import _unittest
+
+    return getattr(_unittest, name)
+
+
 def assert_right(got: Any, want: Any, reference: Any = None) -> None:
     """``got`` is what ``want`` is, by the project's accuracy rule.
 

@@ -93,8 +93,11 @@ class Config(Mapping[str, Any]):
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Config cannot be changed: make another one with {name}={value!r}")
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         return f"Config({', '.join(f'{k}={_thaw(v)!r}' for k, v in self._values.items())})"
+
+    def __repr__(self) -> str:
+        return f"helion.{self}"
 
     def __copy__(self) -> Config:
         return self
@@ -167,8 +170,10 @@ def _without_singulars(values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if found.get(key) is not None:
             raise exc.InvalidConfig(f"Cannot specify both {singular} and {key}")
-        # One number for every row: how many there are, only the kernel knows.
-        found[key] = value if singular == "reduction_loop" else [value]
+        # One number for every row: how many there are, only the kernel knows. Sizes of several
+        # axes under the singular name are taken as they are meant.
+        several = singular == "block_size" and isinstance(value, list | tuple)
+        found[key] = value if several or singular == "reduction_loop" else [value]
     return found
 
 

@@ -602,8 +602,8 @@ class RankMismatch(TypeInferenceError):
     }
 
 
-class ShapeMismatch(TypeInferenceError):
-    """Two shapes that cannot be joined."""
+class ShapeMismatch(TypeInferenceError, ValueError):
+    """Two shapes that cannot be joined. A ValueError, too: programs may catch either."""
 
     message = "Shape mismatch between {left} and {right}"
     advice = "Insert a dimension with [:, None], or make both of the same tiles."

@@ -314,6 +314,15 @@ class Settings:
         """The fields as a dict."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
+    def get_rebenchmark_threshold(self) -> float:
+        """How far from the best a config may be to be measured once more, as a factor."""
+        return float(self.autotune_rebenchmark_threshold)
+
+    def check_autotuning_disabled(self) -> None:
+        """Raise ``exc.AutotuningDisallowedInEnvironment`` where the environment forbids tuning."""
+        if flag("DISALLOW_AUTOTUNING") not in ("", "0"):
+            raise exc.AutotuningDisallowedInEnvironment()
+
     def copy(self, **changes: Any) -> Settings:
         """The same settings with some of them changed."""
         return Settings(**{**self.to_dict(), **changes})

@@ -440,6 +440,13 @@ def dot_inner(x, y):
     return x
 
 
+@broken(exc.InvalidAPIUsage)
+def strange_eviction(x):
+    for tile in hl.tile(8):
+        x[tile, 0] = hl.load(x, [tile, 1], eviction_policy="never")  # here
+    return x
+
+
 @broken(exc.UnsupportedSplitOperation)
 def chunks(x):
     for tile in hl.tile(8):

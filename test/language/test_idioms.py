@@ -6,11 +6,11 @@ import pytest
 
 import torch_helion as helion
 from test.kernel.test_programs import compare
-from test.language import idioms_forms, idioms_values
+from test.language import idioms_forms, idioms_outside, idioms_values
 from test.language.idioms import IDIOMS
 from torch_helion.autotuner.benchmark import cloned
 
-assert idioms_values is not None and idioms_forms is not None  # they add their rows
+ROWS = (idioms_forms, idioms_outside, idioms_values)  # they add their rows
 
 SLOW = ("manyops", "pointwise_functions", "funcs")
 """compiled for one kind of shapes only: these kernels are long"""
@@ -27,3 +27,10 @@ def test_idiom(name: str) -> None:
         compare(kernel(*given), want, tolerance)
     text = helion.kernel(fn).bind(args).to_triton_code()
     assert isinstance(text, str) and len(text) > 100
+
+
+def test_text_without_triton_says_why() -> None:
+    fn, args, _, _ = IDIOMS["sorted_rows"]
+    text = helion.kernel(fn).bind(args).to_triton_code()
+    assert text.startswith("; No Triton code: ") and "sort" in text.splitlines()[0]
+    assert "define" in text

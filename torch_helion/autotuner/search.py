@@ -236,7 +236,13 @@ class FiniteSearch(BaseSearch):
 
 
 class RandomSearch(BaseSearch):
-    """Random configs until the time is up."""
+    """Random configs until the time is up, or ``count`` of them were measured."""
+
+    def __init__(
+        self, bound_kernel: Any, args: Sequence[Any] = (), count: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(bound_kernel, args, **options)
+        self.count = count
 
     def search(self) -> None:
         self.measure(self.seeds(), strict=True)
@@ -244,7 +250,10 @@ class RandomSearch(BaseSearch):
         generation = misses = 0
         while not self.is_over(generation) and misses < 200:
             points: list[Point] = []
-            while len(points) < BATCH and misses < 200:
+            room = BATCH if self.count is None else self.count - len(seen)
+            if room <= 0:
+                break
+            while len(points) < min(BATCH, room) and misses < 200:
                 point = self.space.random(self.rng)
                 misses = misses + 1 if point in seen else 0
                 if point not in seen:

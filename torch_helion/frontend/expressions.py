@@ -7,6 +7,7 @@ while tracing is computed by Python itself.
 from __future__ import annotations
 
 import ast
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch_helion.frontend.state import Program
 from torch_helion.frontend.values import (
     DEVICE,
     HostTensor,
+    Inline,
     Method,
     Number,
     Stack,
@@ -246,6 +248,12 @@ class Expressions:
             raise exc.HostTensorDirectUsage(describe(index), "subscript")
         return index
 
+    def _inline_lambda(self, node: ast.Lambda, fn: Any) -> Inline:
+        """A lambda that stands among a call's arguments: the function that is called calls it."""
+        if not isinstance(fn, types.FunctionType) or node.args.defaults or node.args.kwonlyargs:
+            raise self.not_allowed("lambda").at(self.scope.source.at(node))
+        return Inline(node, self.scope)
+
     def _Call(self, node: ast.Call) -> Any:
         fn = self.eval(node.func)
         args: list[Any] = []
@@ -254,6 +262,8 @@ class Expressions:
                 if not self.scope.is_helper:
                     raise exc.StarredArgsNotSupportedOnDevice().at(self.scope.source.at(argument))
                 args += self.iterate(self.eval(argument.value))
+            elif isinstance(argument, ast.Lambda):
+                args.append(self._inline_lambda(argument, fn))
             else:
                 args.append(self.eval(argument))
         kwargs: dict[str, Any] = {}

@@ -7,6 +7,7 @@ are executed by their trees; anything that is known while tracing is called as i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from torch_helion.frontend.values import (
     DEVICE,
     Function,
     HostTensor,
+    Inline,
     Method,
     Record,
     Tensor,
@@ -56,6 +58,8 @@ class Interpreter(Loops):
             return self._method(fn, args, kwargs)
         if isinstance(fn, Function):
             return self.inline(fn, args, kwargs)
+        if isinstance(fn, Inline):
+            return self._inline(fn, args)
         known = _row_of(fn)
         if known is not None:
             return known(self, *args, **kwargs)
@@ -78,6 +82,16 @@ class Interpreter(Loops):
         if not callable(fn):
             raise exc.TypeInferenceError(f"{describe(fn)} cannot be called")
         raise exc.TypeInferenceError(f"{fn!r} cannot be called with values of the device")
+
+    def _inline(self, fn: Inline, args: list[Any]) -> Any:
+        if len(args) != len(fn.names):
+            raise exc.TypeInferenceError(f"a lambda of {len(fn.names)} values is given {len(args)}")
+        names = {**fn.scope.names, **dict(zip(fn.names, args, strict=True))}
+        outer, self.scope = self.scope, dataclasses.replace(fn.scope, names=names)
+        try:
+            return self.eval(fn.node.body)
+        finally:
+            self.scope = outer
 
     def torch_call(self, fn: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """A function of PyTorch."""

@@ -44,10 +44,16 @@ def _host(i: Interpreter, tensor: Any, name: str) -> Any:
     raise exc.TypeInferenceError(f"hl.{name} of {describe(tensor)}")
 
 
+_EVICTIONS = (None, "", "first", "last", "evict_first", "evict_last")
+
+
 @row(language.load)
 def load(
     i: Interpreter, tensor: Any, index: Any, extra_mask: Any = None, eviction_policy: Any = None
 ) -> Any:
+    if eviction_policy not in _EVICTIONS:
+        names = ", ".join(filter(None, _EVICTIONS))
+        raise exc.InvalidAPIUsage(f"eviction_policy is one of {names}, got {eviction_policy!r}")
     return indexing.load(i.p, _host(i, tensor, "load"), i.index(_index(index)), extra_mask)
 
 

@@ -19,7 +19,7 @@ from torch_helion.frontend.calls import Calls, as_value, rule
 from torch_helion.frontend.functions import TORCH, Interpreter, Row, is_kernel, row
 from torch_helion.frontend.language_rows import dims_of
 from torch_helion.frontend.state import Program
-from torch_helion.frontend.values import Dim, Function, Tensor, describe, is_number
+from torch_helion.frontend.values import Dim, Function, Inline, Tensor, describe, is_number
 from torch_helion.frontend.views import scanned
 from torch_helion.ir.graph import Value
 from torch_helion.ir.types import begin_symbol
@@ -199,6 +199,8 @@ def _combine(
 
 
 def _parameters(fn: Any) -> int:
+    if isinstance(fn, Inline):
+        return len(fn.names)
     fn = fn.fn if isinstance(fn, Function) else fn
     try:
         return len(inspect.signature(fn).parameters)

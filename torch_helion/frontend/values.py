@@ -1,7 +1,8 @@
 """What expressions of the device part evaluate to, besides plain Python objects.
 
 In: tile values of the IR, size expressions, tensors of the host. Out: `Number`, `Tensor`,
-`HostTensor`, `Tile`, `Stack`, `Record`, `Function`: what the interpreter computes with.
+`HostTensor`, `Tile`, `Stack`, `Record`, `Function`,
+`Inline`: what the interpreter computes with.
 
 A `Tensor` is positional, as PyTorch's are; `dims` says which axis of the IR each dimension is
 (None: its size is 1). The IR value may lack axes: then it is the same along them.
@@ -9,6 +10,7 @@ A `Tensor` is positional, as PyTorch's are; `dims` says which axis of the IR eac
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import types
 from typing import Any
@@ -137,6 +139,18 @@ class Function:
     fn: types.FunctionType
     cells: dict[str, Any]
     defaults: tuple[Any, ...] | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Inline:
+    """A lambda written in the device part, and the scope that it stands in."""
+
+    node: ast.Lambda
+    scope: Any
+
+    @property
+    def names(self) -> list[str]:
+        return [a.arg for a in self.node.args.args]
 
 
 @dataclasses.dataclass(eq=False)

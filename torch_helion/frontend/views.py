@@ -342,28 +342,42 @@ def mm(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
 @rule(aten.mm.dtype, aten.bmm.dtype, aten.addmm.dtype, aten.baddbmm.dtype)
 def mm_wide(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
     """Products with the dtype of the result given: they are not rounded in between."""
-    from torch_helion.frontend.products import product
-
-    if any(kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
-        raise exc.InductorLoweringError("a product with factors and a dtype of its own")
-    *start, a, b = (calls.of(x) for x in args[:-1])
-    result = product(calls.p, a, b, args[-1], *start)
-    shape = (*args[-3].shape[:-1], args[-2].shape[-1])
-    return calls.stand(torch.empty(shape, dtype=args[-1]), result)
+    *start, a, b = args[:-1]
+    return _product_onto(calls, start, a, b, args[-1], kwargs)
 
 
 @rule(aten.addmm.default, aten.baddbmm.default)
 def addmm(calls: Calls, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
-    """beta * c + alpha * (a @ b), rounded once."""
+    """beta * c + alpha * (a @ b), rounded once; c may be wider than the factors."""
+    c, a, b = args[:3]
+    checked = (c, a, b)
+    if a.dtype == b.dtype and (c.dtype, a.dtype) in _ONTO_WIDER:
+        checked = (torch.empty(c.shape, dtype=a.dtype, device="meta"), a, b)
+    func(*checked, **kwargs)  # eager mode's checks
+    return _product_onto(calls, [c], a, b, c.dtype, kwargs)
+
+
+_ONTO_WIDER = [(torch.float32, torch.float16), (torch.float32, torch.bfloat16)]
+"""dtypes of sums and factors that eager mode refuses and kernels are written with"""
+
+
+def _product_onto(
+    calls: Calls, start: Sequence[Any], a: Any, b: Any, dtype: torch.dtype, kwargs: Any
+) -> Any:
+    """beta * start + alpha * (a @ b): a sum of `dtype`."""
     from torch_helion.frontend.products import product
 
-    fake = func(*args, **kwargs)
-    c, a, b = (calls.of(x) for x in args[:3])
-    if kwargs.get("alpha", 1) != 1 or kwargs.get("beta", 1) != 1:
-        plain = aten.mm.default if func is aten.addmm.default else aten.bmm.default
-        with calls:
-            return args[0] * kwargs.get("beta", 1) + plain(*args[1:3]) * kwargs.get("alpha", 1)
-    return calls.stand(fake, product(calls.p, a, b, fake.dtype, c))
+    alpha, beta = kwargs.get("alpha", 1), kwargs.get("beta", 1)
+    scaled = (alpha, beta) != (1, 1)
+    wide = torch.float32 if scaled and dtype in (torch.float16, torch.bfloat16) else dtype
+    onto = [] if scaled else [calls.of(x) for x in start]
+    result = product(calls.p, calls.of(a), calls.of(b), wide, *onto)
+    shape = (*a.shape[:-1], b.shape[-1])
+    meta = calls.stand(torch.empty(shape, dtype=wide, device="meta"), result)
+    if not scaled:
+        return meta
+    with calls:
+        return sum([x.to(wide) * beta for x in start], meta * alpha).to(dtype)
 
 
 @rule(aten.mv.default, aten.dot.default)

@@ -355,7 +355,7 @@ class BoundKernel:
     def _say_implicit_config(self) -> None:
         if self.settings.autotune_log_level:
             print(
-                f"Using default config: @helion.kernel(config=helion.{self.default_config()!r}, "
+                f"Using default config: @helion.kernel(config={self.default_config()!r}, "
                 f"static_shapes={self.settings.static_shapes})",
                 file=sys.stderr,
             )
@@ -377,7 +377,8 @@ class BoundKernel:
             return self.example_variant().text(chosen, TRITON)
         except exc.Base as error:
             log.info("%s has no Triton code: %s", self.kernel.name, error)
-            return plain
+            why = str(error).partition("\n")[0]
+            return f"; No Triton code: {why}\n; What follows is compiled here.\n{plain}"
 
     def get_cached_path(self, config: Any = None) -> str | None:
         """There is no file of source text: it lives in the artifact cache."""

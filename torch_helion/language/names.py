@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch_helion.language.creation import arange, full, rand, rand4x, randint, randn, zeros
 from torch_helion.language.escape import (
     AsyncCopyDescriptor,
@@ -58,7 +60,10 @@ from torch_helion.language.memory import (
 from torch_helion.language.tunables import register_block_size, register_tunable, specialize
 from torch_helion.language.values import ConstExpr, ProcessGroupName, StackTensor, Tile
 
-constexpr = ConstExpr
+if TYPE_CHECKING:  # an argument of this annotation is used as the value that it is
+    from typing import Any as constexpr
+else:
+    constexpr = ConstExpr
 
 __all__ = [
     "AsyncCopyDescriptor",

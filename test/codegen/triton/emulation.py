@@ -8,6 +8,8 @@ changed, and why:
 - `fma` rounds twice; reductions and scans by functions go lane by lane, in one order, and take
   seconds: here whole halves are joined, which also shows a function that must not be reordered;
 - functions of libdevice do not exist: PyTorch's take their place;
+- 3.9 takes the result of a comparison for a number as wide as what was compared when it is spread
+  over a block, and refuses it as a mask: it stays a truth value;
 - assertions are on, as in code that is compiled with debug=True.
 """
 
@@ -147,11 +149,21 @@ def _all_ones(self, type):  # type: ignore[no-untyped-def]
     return ti.TensorHandle(np.array([-1], np.int64).astype(dtype), type.scalar)
 
 
+_splat = ti.InterpreterBuilder.create_splat
+
+
+def _splat_of_bools(self, ret_ty, arg):  # type: ignore[no-untyped-def]
+    if arg.data.dtype == np.bool_:
+        arg = ti.TensorHandle(arg.data, tl.int1)
+    return _splat(self, ret_ty, arg)
+
+
 def install() -> None:
     builder = ti.InterpreterBuilder
     for name in dir(builder):
         if name in ("create_fp_ext", "create_fp_trunc", "create_fp_to_fp", "cast_impl"):
             setattr(builder, name, _cast)
+    builder.create_splat = _splat_of_bools
     builder.create_dot = _dot
     builder.create_fma = _fma
     builder.get_all_ones_value = _all_ones
