@@ -145,9 +145,7 @@ def _move_lanes(em: PhaseEmitter, buffer: Buffer, base: str, distance: str) -> s
     )
 
 
-def scalar_pointer(
-    em: PhaseEmitter, buffer: Buffer, terms: dict[str, Size], constant: Size
-) -> str:
+def scalar_pointer(em: PhaseEmitter, buffer: Buffer, terms: dict[str, Size], constant: Size) -> str:
     """Base pointer + scalar terms, each added in its own axis's scope (outer first)."""
     element = storage_type(buffer.dtype)
     pointer, key = em.pointers[buffer.name], (buffer.name,)
