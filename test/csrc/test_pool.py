@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import resource
 import subprocess
@@ -191,7 +192,69 @@ def test_a_slightly_larger_block_serves():
     address = kept.data_ptr()
     del kept
     assert new(8 * MIB + MIB // 2).data_ptr() == address
-    assert new(8 * MIB - MIB // 2).data_ptr() != address  # would waste more than an eighth
+    before = _C.pool_stats()
+    part = new(8 * MIB - MIB // 2)  # would waste more than an eighth: a part of it serves
+    assert part.data_ptr() == address
+    moved = change(before)
+    assert moved["live_bytes"] == 15 * MIB // 2
+    assert moved["cached_bytes"] == -15 * MIB // 2
+
+
+def test_free_memory_of_other_sizes_serves():
+    """Neighbours are joined, and cut where less is asked for: no page is mapped anew."""
+    kept = new(30 * MIB)
+    base = kept.data_ptr()
+    del kept
+    before = _C.pool_stats()
+    parts = [new(size * MIB) for size in (2, 5, 12, 3)]
+    assert [p.data_ptr() - base for p in parts] == [0, 2 * MIB, 7 * MIB, 19 * MIB]
+    for i, part in enumerate(parts):
+        part.fill_(i)
+    assert [int(p[-1]) for p in parts] == [int(p[0]) for p in parts] == [0, 1, 2, 3]
+    del parts[1:3]
+    whole = new(16 * MIB)  # where 5 and 12 were
+    assert whole.data_ptr() == base + 2 * MIB
+    whole.fill_(9)
+    assert int(parts[0].max()) == 0 and int(parts[1].min()) == 3
+    del parts, part, whole
+    assert new(30 * MIB).data_ptr() == base
+    assert "misses" not in change(before)
+    assert change(before).get("cached_bytes", 0) == 0
+
+
+def test_small_requests_do_not_cut_large_blocks():
+    kept = new(160 * MIB)
+    base = kept.data_ptr()
+    del kept
+    small = new(MIB)
+    assert not base <= small.data_ptr() < base + 160 * MIB
+    part = new(80 * MIB)
+    assert part.data_ptr() == base
+    del small, part
+    assert new(160 * MIB).data_ptr() == base
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_live_never_overlaps(seed):
+    rng = random.Random(seed)
+    _C.set_pool_limit(120 * MIB)
+    held: list[tuple[int, torch.Tensor]] = []
+    for turn in range(400):
+        size = int(2 ** rng.uniform(18, 25.5))
+        mark = turn % 251
+        tensor = new(size)
+        tensor.fill_(mark)
+        held.append((mark, tensor))
+        while len(held) > rng.randrange(3, 12):
+            mark, tensor = held.pop(rng.randrange(len(held)))
+            assert int(tensor.min()) == int(tensor.max()) == mark
+        if turn % 90 == 60:
+            _C.empty_cache()
+        stats = _C.pool_stats()
+        assert stats["cached_bytes"] <= 120 * MIB
+        assert stats["live_bytes"] >= sum(t.numel() for _, t in held)
+    ranges = sorted((t.data_ptr(), t.data_ptr() + t.numel()) for _, t in held)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))
 
 
 def test_a_view_keeps_the_block():
