@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include "errors.h"
+#include "pages.h"
 #include "python_tensor.h"
 
 #include <ATen/EmptyTensor.h>
@@ -13,19 +14,14 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
 
-#ifdef _WIN32
-#include <malloc.h>
-#else
+#ifndef _WIN32
 #include <pthread.h>
-#include <sys/mman.h>
-#include <unistd.h>
 #endif
 
 namespace torch_helion {
@@ -37,8 +33,6 @@ constexpr std::size_t kGiB = 1024 * kMiB;
 constexpr std::size_t kDefaultThreshold = 256 * kKiB;
 constexpr std::size_t kMinThreshold = 4 * kKiB; // a page
 constexpr std::size_t kMaxDefaultLimit = 8 * kGiB;
-constexpr std::size_t kHugePageMin = 4 * kMiB;
-constexpr std::size_t kHugePage = 2 * kMiB;
 // Small requests never cut blocks that were made for such large ones, for which
 // new ones would be mapped later. Simulated on the allocations of a training
 // step, MiB at the peak of what is live, with one kind of blocks, with two:
@@ -46,87 +40,6 @@ constexpr std::size_t kHugePage = 2 * kMiB;
 constexpr std::size_t kLarge = 64 * kMiB;
 
 std::atomic<bool> debug_fill_on{false};
-
-// ---------------------------------------------------------------- system
-
-std::size_t read_number(const char* path) {
-  unsigned long long value = 0;
-  if (std::FILE* file = std::fopen(path, "r")) {
-    if (std::fscanf(file, "%llu", &value) != 1) {
-      value = 0; // "max"
-    }
-    std::fclose(file);
-  }
-  return static_cast<std::size_t>(value);
-}
-
-// Physical memory, or the container's share of it.
-std::size_t memory_size() {
-  std::size_t total = 16 * kGiB;
-#if !defined(_WIN32)
-  const long pages = sysconf(_SC_PHYS_PAGES);
-  const long page = sysconf(_SC_PAGESIZE);
-  if (pages > 0 && page > 0) {
-    total = static_cast<std::size_t>(pages) * static_cast<std::size_t>(page);
-  }
-#endif
-  for (const char* path :
-       {"/sys/fs/cgroup/memory.max",
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-    if (const std::size_t limit = read_number(path)) {
-      total = std::min(total, limit);
-    }
-  }
-  return total;
-}
-
-#ifdef _WIN32
-void* map_pages(std::size_t size) {
-  return _aligned_malloc(size, 4096);
-}
-
-void unmap_pages(void* data, std::size_t) {
-  _aligned_free(data);
-}
-#else
-void* map_anonymous(std::size_t size) {
-  void* data = mmap(
-      nullptr,
-      size,
-      PROT_READ | PROT_WRITE,
-      MAP_PRIVATE | MAP_ANONYMOUS,
-      -1,
-      0);
-  return data == MAP_FAILED ? nullptr : data;
-}
-
-void unmap_pages(void* data, std::size_t size) {
-  munmap(data, size);
-}
-
-// nullptr when there is no memory. Large blocks start on a huge page.
-void* map_pages(std::size_t size) {
-  if (size < kHugePageMin) {
-    return map_anonymous(size);
-  }
-  auto* raw = static_cast<char*>(map_anonymous(size + kHugePage));
-  if (raw == nullptr) {
-    return nullptr;
-  }
-  const auto address = reinterpret_cast<std::uintptr_t>(raw);
-  const std::size_t head = (kHugePage - address % kHugePage) % kHugePage;
-  if (head != 0) {
-    munmap(raw, head);
-  }
-  if (head != kHugePage) {
-    munmap(raw + head + size, kHugePage - head);
-  }
-#ifdef MADV_HUGEPAGE
-  madvise(raw + head, size, MADV_HUGEPAGE); // advice: may be refused
-#endif
-  return raw + head;
-}
-#endif
 
 // ---------------------------------------------------------------- pool
 
@@ -372,7 +285,8 @@ void* Pool::acquire(std::size_t bytes) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     block = take_cached(bytes, wanted.index);
-    if (block == nullptr && stats_.cached_bytes >= wanted.size) {
+    if (kPagesUnmapApart && block == nullptr &&
+        stats_.cached_bytes >= wanted.size) {
       block = carve(bytes, wanted);
     }
     if (block != nullptr) {
