@@ -52,9 +52,11 @@ def compile_kernel(
     result.
     """
     structure = structure_of(kernel)
+    if structure is None:
+        return _print(kernel, hints or {}, config, target)
     machine = target.machine_key(target.machine())
     key = (structure, tuple((hints or {}).items()), config, target.name, machine)
-    text = _printed.get(key) if structure is not None else None
+    text = _printed.get(key)
     if text is None:
         text = _print(kernel, hints or {}, config, target)
         with _lock:

@@ -21,6 +21,7 @@ from torch_helion.codegen.llvm.dot_text import (
     lanes_below,
     masked_load,
     masked_store,
+    pointers_to,
     vector,
 )
 from torch_helion.codegen.llvm.dot_tile import add, clear, multiply_add
@@ -94,8 +95,8 @@ class FewRows:
             self.plan,
             self.how,
         )
-        a_rows = self._pointers(f, "%a", "%a_m", "%rows", plan.rows)
-        b_rows = self._pointers(f, "%b", "%b_n", "%columns", plan.columns)
+        a_rows = pointers_to(f, "%a", "%a_m", "%rows", plan.rows)
+        b_rows = pointers_to(f, "%b", "%b_n", "%columns", plan.columns)
         step, type = how.lanes * how.group, vector(how.lane, how.lanes)
         # One row of A with narrow elements of B: a whole line of each row of B at a time, since
         # rows a power of two apart do not stay in L1 together.
@@ -110,15 +111,6 @@ class FewRows:
             k.next = self._step(f, a_rows, b_rows, k.index, mask, k.values, 1)
         self._add_to_c(f, sum_lanes(f, how, k.values))
         return f.text(f"{plan.rows} x {plan.columns} sums of products along k")
-
-    def _pointers(
-        self, f: FunctionText, base: str, step: str, count: str, largest: int
-    ) -> list[str]:
-        """Pointers to rows; those that do not exist point to the last one that does."""
-        if largest == 1:
-            return [base]
-        last = f.sub(count, 1)
-        return [base] + [f.at(base, f.mul(f.min(last, i), step)) for i in range(1, largest)]
 
     def _step(
         self,

@@ -26,6 +26,7 @@ from torch_helion.codegen.llvm.dot_text import (
     FunctionText,
     lanes_below,
     masked_load,
+    pointers_to,
     vector,
 )
 from torch_helion.codegen.llvm.dot_tile import multiply_add
@@ -297,10 +298,10 @@ class QuantizedText:
 
     def _tile(self) -> str:
         f, spec = FunctionText(f"{self.name}_tile", TILE_PARAMETERS, "noinline"), self.spec
-        a = self._clamped(f, "%a", str(self.a_row), "%rows", self.rows)
-        b = self._clamped(f, "%b", "%b_n", "%columns", self.columns)
-        scale = self._clamped(f, "%scale", "%scale_n", "%columns", self.columns)
-        shift = self._clamped(f, "%shift", "%shift_n", "%columns", self.columns)
+        a = pointers_to(f, "%a", str(self.a_row), "%rows", self.rows)
+        b = pointers_to(f, "%b", "%b_n", "%columns", self.columns)
+        scale = pointers_to(f, "%scale", "%scale_n", "%columns", self.columns)
+        shift = pointers_to(f, "%shift", "%shift_n", "%columns", self.columns)
         type = vector("float", self.lanes)
         chains = self._chains
         start = [(type, "zeroinitializer")] * (self.rows * self.columns * chains)
@@ -324,15 +325,6 @@ class QuantizedText:
         if len(parts) == 1:
             return parts[0]
         return f.let(f"fadd {vector('float', self.lanes)} {parts[0]}, {parts[1]}")
-
-    def _clamped(
-        self, f: FunctionText, base: str, step: str, count: str, largest: int
-    ) -> list[str]:
-        """Pointers to rows or columns; those that do not exist are the last one that does."""
-        if largest == 1:
-            return [base]
-        last = f.sub(count, 1)
-        return [base] + [f.at(base, f.mul(f.min(last, i), step)) for i in range(1, largest)]
 
     # -- zero and scale ----------------------------------------------------------------
 

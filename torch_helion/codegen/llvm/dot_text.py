@@ -226,6 +226,14 @@ class FunctionText:
         ]
 
 
+def pointers_to(f: FunctionText, base: str, step: str, count: str, largest: int) -> list[str]:
+    """Pointers to rows or columns; those that do not exist point to the last one that does."""
+    if largest == 1:
+        return [base]
+    last = f.sub(count, 1)
+    return [base] + [f.at(base, f.mul(f.min(last, i), step)) for i in range(1, largest)]
+
+
 def lanes_below(f: FunctionText, count: str, width: int) -> str:
     """A mask of the lanes before an i64 `count` (0 to `width`)."""
     wide = f.splat(f.let(f"trunc i64 {count} to i32"), "i32", width)

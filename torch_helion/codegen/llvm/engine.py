@@ -206,10 +206,15 @@ def compile_object(text: str, machine: Machine) -> bytes:
 
 
 def _object(text: str, machine: Machine) -> bytes:
+    data: bytes = _emitted(text, machine, "emit_object")
+    return data
+
+
+def _emitted(text: str, machine: Machine, emit: str) -> Any:
+    """What a method of LLVM's target machine makes of the optimised text."""
     module, target_machine = _optimized_module(text, machine)
     try:
-        data: bytes = target_machine.emit_object(module)
-        return data
+        return getattr(target_machine, emit)(module)
     except RuntimeError as error:
         raise CodegenError(str(error)) from error
     finally:
@@ -229,18 +234,7 @@ def _part_object(text: str, machine: Machine) -> bytes:
 def emit_assembly(text: str, machine: Machine) -> str:
     """The assembly of an LLVM module's text, optimised for ``machine``: for people and tests."""
     with _LOCK:
-        return "\n".join(_assembly(part, machine) for part in split_parts(text))
-
-
-def _assembly(text: str, machine: Machine) -> str:
-    module, target_machine = _optimized_module(text, machine)
-    try:
-        assembly: str = target_machine.emit_assembly(module)
-        return assembly
-    except RuntimeError as error:
-        raise CodegenError(str(error)) from error
-    finally:
-        module.close()
+        return "\n".join(_emitted(part, machine, "emit_assembly") for part in split_parts(text))
 
 
 def optimize_text(text: str, machine: Machine) -> str:
