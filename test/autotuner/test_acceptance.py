@@ -12,7 +12,7 @@ import torch
 
 import torch_helion as helion
 from test.autotuner.saboteurs import KINDS, problem
-from test.autotuner.test_safety import children, left_behind
+from test.autotuner.test_safety import left_behind, require_nothing_more_than
 from test.frontend import programs
 from torch_helion import settings
 from torch_helion._testing import output_of
@@ -128,10 +128,4 @@ def test_a_hundred_searches_of_all_kinds_leave_nothing() -> None:
         assert torch.equal(given, torch.arange(given.numel(), dtype=torch.float32))
         assert out.isnan().all()
     del made, given, out
-    gc.collect()
-    assert left_behind() == before
-    server = runner.server()._process
-    assert server is not None
-    assert children(server.pid) == []
-    runner.server().stop()
-    assert server.poll() is not None
+    require_nothing_more_than(before)

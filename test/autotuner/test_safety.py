@@ -78,14 +78,7 @@ def test_one_process_is_left_by_no_number_of_searches() -> None:
         kinds = ("right", "crash") if number % 20 == 0 else ("right", "again")
         budget = 2.0 if number % 10 == 0 else 0.0  # 0: the first config and no more
         FiniteSearch(made, (), [Config(kind=k) for k in kinds], budget=budget).autotune()
-    gc.collect()
-    assert left_behind() == before
-    server = runner.server()._process
-    assert server is not None
-    assert children(server.pid) == []
-    runner.server().stop()
-    assert server.poll() is not None
-    assert server.pid not in children(os.getpid())
+    require_nothing_more_than(before)
 
 
 def left_behind() -> tuple[object, ...]:
@@ -98,6 +91,18 @@ def left_behind() -> tuple[object, ...]:
         sum("torch_helion_arena" in line for line in open("/proc/self/maps")) == 0,
         sorted(p.name for p in temporary.glob("*torch_helion_arena*")),
     )
+
+
+def require_nothing_more_than(before: tuple[object, ...]) -> None:
+    """Nothing is left behind but the server, and that goes when it is told to."""
+    gc.collect()
+    assert left_behind() == before
+    server = runner.server()._process
+    assert server is not None
+    assert children(server.pid) == []
+    runner.server().stop()
+    assert server.poll() is not None
+    assert server.pid not in children(os.getpid())
 
 
 def children(pid: int) -> list[int]:

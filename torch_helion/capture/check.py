@@ -60,9 +60,14 @@ def _key(region: Any, text: str) -> str:
     return hashlib.sha256(f"{VERSION}\n{kernel_key(text)}\n{meaning}".encode()).hexdigest()
 
 
+def lowerings_of(region: Any) -> Any:
+    """The rules that made a region's kernel: its own, or those of all regions."""
+    return getattr(region, "lowerings", None) or graph_lowerings()
+
+
 def _judge(region: Any, made: Any, text: str) -> str:
     kernel = load_kernel(text)
-    lowerings = getattr(region, "lowerings", None) or graph_lowerings()
+    lowerings = lowerings_of(region)
     try:
         small = small_instance.make(region, made, lowerings)
         verdict = run_and_compare(small, kernel)

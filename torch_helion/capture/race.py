@@ -23,7 +23,6 @@ from torch_helion.capture import check, small_instance
 from torch_helion.capture.small_instance import CannotShrink
 from torch_helion.compiler import load_kernel
 from torch_helion.config import Config
-from torch_helion.lowering.rows import graph_lowerings
 
 log = _logging.get_logger("tune")
 
@@ -78,7 +77,7 @@ def verdict(ours: float, aten: float) -> str | None:
 
 def hold(region: Any, made: Any, text: str) -> tuple[float, float] | None:
     """Seconds of the kernel and of ATen; None where it would take too long."""
-    lowerings = getattr(region, "lowerings", None) or graph_lowerings()
+    lowerings = check.lowerings_of(region)
     instance = small_instance.make(region, made, lowerings, real=True)
     if instance.elements > TOO_MANY:
         return None

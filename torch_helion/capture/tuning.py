@@ -32,7 +32,6 @@ from torch_helion.config import Config
 from torch_helion.config_spec import BlockSizeSpec, ConfigSpec
 from torch_helion.ir.accuracy import compare
 from torch_helion.ir.dump import dump
-from torch_helion.lowering.rows import graph_lowerings
 from torch_helion.passes import pass_manager
 from torch_helion.passes.pipeline import KEEP_AXES
 from torch_helion.settings import Settings
@@ -152,7 +151,7 @@ def _spec(made: Any) -> ConfigSpec:
 
 def problem_of(region: Any, made: Any) -> Problem | None:
     """The region's kernel, to be tuned at the graph's sizes; None where that is not worth it."""
-    lowerings = getattr(region, "lowerings", None) or graph_lowerings()
+    lowerings = check.lowerings_of(region)
     instance = small_instance.make(region, made, lowerings, real=True)
     if instance.elements < TOO_SMALL:
         return None
